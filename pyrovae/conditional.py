@@ -1,0 +1,120 @@
+"""The one noun: a conditional distribution is a module whose ``forward(*context)`` returns a distribution."""
+
+import abc
+from collections.abc import Sequence
+
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+
+from pyrovae.errors import ConfigError
+from pyrovae.nn import MLP, Constant, Join, NetBuilder, batched, dims
+
+__all__ = ["Conditional", "Context", "Head", "NetBuilder", "Shape"]
+
+Shape = int | Sequence[int]
+Context = Shape | Sequence[Sequence[int]] | None
+
+
+class Conditional(nn.Module, abc.ABC):
+    """p(a | context), with no role of its own: it serves as prior, likelihood or posterior.
+
+    ``forward(*context)`` returns a distribution whose batch shape broadcasts with the context's leading dimensions.
+    A context that is None counts as absent; a distribution without context ignores what it is given.
+
+    To write one, subclass and return a Pyro distribution whose event dimensions are declared with ``to_event``. Keep
+    every constructor argument as an attribute of the same name: that is how a model is written to ``model.toml``.
+    If a network computes the parameters, subclass :class:`Head` instead. Classes are abstract or final: wrap a finished
+    one rather than subclass it.
+
+    Example:
+        >>> import torch, pyro.distributions as dist
+        >>> class Cube(Conditional):
+        ...     def __init__(self, size):
+        ...         super().__init__()
+        ...         self.size = size
+        ...
+        ...     def forward(self, *context):
+        ...         return dist.Uniform(-torch.ones(self.size), torch.ones(self.size)).to_event(1)
+        >>> Cube(3)().event_shape
+        torch.Size([3])
+    """
+
+    @abc.abstractmethod
+    def forward(self, *context: Tensor | None) -> TorchDistribution:
+        """The distribution given the context.
+
+        Args:
+            *context: tensors of shape ``(*batch, *shape)``, or None.
+        """
+
+
+class Head(Conditional):
+    """A network sized by the family: ``network(context) -> n_params tensors of shape (*batch, *shape) -> family``.
+
+    The network puts out the event with its first dimension ``n_params`` times as long, so that swapping the family
+    never touches the line of the network. Without a context the parameters are learned constants: a learned prior.
+
+    To add a family, write ``family`` and call this constructor with the number of parameters per element.
+
+    Args:
+        shape: of one event, an int for vectors, such as ``(1, 28, 28)`` for images.
+        context: the shape conditioned on; several as a sequence of sequences, ``[(16,), (10,)]``; None for none.
+        net: called as ``net(in_shape, out_shape)``, an int for vectors; ``torch.nn.Linear`` is one.
+        n_params: parameters of the family for each element of the event.
+
+    Raises:
+        ValueError: for a shape that is not positive, or a network that is already built.
+    """
+
+    def __init__(self, shape: Shape, context: Context = None, net: NetBuilder = MLP, *, n_params: int = 1) -> None:
+        super().__init__()
+        _check_builder(net)
+        self.shape, self.context, self.net = shape, context, net
+        self.event_dim = len(dims(shape))
+        self._n_params = n_params
+        out = as_shape((n_params * dims(shape)[0], *dims(shape)[1:]))
+        self.join = None if context is None else Join([as_shape(dims(s)) for s in _several(context)])
+        self.network = Constant(out) if self.join is None else net(self.join.shape, out)
+
+    @abc.abstractmethod
+    def family(self, *params: Tensor) -> TorchDistribution:
+        """The distribution of one event per row.
+
+        Args:
+            *params: ``n_params`` tensors of shape ``(*batch, *shape)``.
+        """
+
+    def forward(self, *context: Tensor | None) -> TorchDistribution:
+        """The family at the parameters the network computes.
+
+        Args:
+            *context: tensors of shape ``(*batch, *shape)``; None is left out.
+        """
+        return self.family(*self.params(*context).chunk(self._n_params, -self.event_dim))
+
+    def params(self, *context: Tensor | None) -> Tensor:
+        """The network's output, shape ``(*batch, n_params * shape[0], *shape[1:])``."""
+        if self.join is None:
+            return self.network()
+        joint = self.join(*(c for c in context if c is not None))
+        return batched(self.network, joint, len(dims(self.join.shape)))
+
+
+def as_shape(sizes: tuple[int, ...]) -> int | tuple[int, ...]:
+    """What a network builder is given: an int for vectors, a tuple for everything else."""
+    return sizes[0] if len(sizes) == 1 else sizes
+
+
+def _several(context: Context) -> Sequence[Shape]:
+    """One context as a list of one; ``[(16,), (10,)]`` as it is."""
+    if isinstance(context, int) or context is None or isinstance(context[0], int):
+        return [context]  # pyright: ignore[reportReturnType]
+    return context  # pyright: ignore[reportReturnType]
+
+
+def _check_builder(net: object) -> None:
+    if isinstance(net, nn.Module):
+        raise ConfigError(
+            f"net: expected a function (in_shape, out_shape) -> module, received a {type(net).__name__} that is built; "
+            "pass the class, a functools.partial of it, or lambda i, o: module"
+        )
