@@ -1,0 +1,94 @@
+"""Variational autoencoders as Pyro programs: prior, likelihood and posterior, each swapped by one argument."""
+
+from pyrovae import data, distributions, errors, plots, recipes
+from pyrovae._version import __version__
+from pyrovae.conditional import Conditional, Head
+from pyrovae.config import Run, load
+from pyrovae.data.preprocess import Binarize, Identity, Preprocess, Rescale, Standardize, Threshold
+from pyrovae.errors import ConfigError, DataError, ModelFileError, PyrovaeError, ResourceError, TrainingDiverged
+from pyrovae.evaluation import ActiveUnits, ELBOTerms, LogMarginal, active_units, elbo_terms, log_marginal, log_weights
+from pyrovae.families import (
+    Bernoulli,
+    Categorical,
+    ContinuousBernoulli,
+    FixedScale,
+    Laplace,
+    LearnedScale,
+    NetworkScale,
+    Normal,
+    OptimalScale,
+    Scale,
+    SharedScale,
+    StudentT,
+)
+from pyrovae.fit import Callback, EarlyStopping, History, Progress, State, fit
+from pyrovae.handlers import temper
+from pyrovae.models import VAE, Model
+from pyrovae.nn import MLP, ConvNet, GatedMLP, ResNet
+from pyrovae.objectives import ELBO, IWAE, Cyclical, Linear, Objective
+from pyrovae.priors import Mixture, StandardNormal, VampPrior
+
+__all__ = [
+    "ELBO",
+    "IWAE",
+    "MLP",
+    "VAE",
+    "ActiveUnits",
+    "Bernoulli",
+    "Binarize",
+    "Callback",
+    "Categorical",
+    "Conditional",
+    "ConfigError",
+    "ContinuousBernoulli",
+    "ConvNet",
+    "Cyclical",
+    "DataError",
+    "ELBOTerms",
+    "EarlyStopping",
+    "FixedScale",
+    "GatedMLP",
+    "Head",
+    "History",
+    "Identity",
+    "Laplace",
+    "LearnedScale",
+    "Linear",
+    "LogMarginal",
+    "Mixture",
+    "Model",
+    "ModelFileError",
+    "NetworkScale",
+    "Normal",
+    "Objective",
+    "OptimalScale",
+    "Preprocess",
+    "Progress",
+    "PyrovaeError",
+    "ResNet",
+    "Rescale",
+    "ResourceError",
+    "Run",
+    "Scale",
+    "SharedScale",
+    "StandardNormal",
+    "Standardize",
+    "State",
+    "StudentT",
+    "Threshold",
+    "TrainingDiverged",
+    "VampPrior",
+    "__version__",
+    "active_units",
+    "data",
+    "distributions",
+    "elbo_terms",
+    "errors",
+    "fit",
+    "load",
+    "log_marginal",
+    "log_weights",
+    "plots",
+    "recipes",
+    "temper",
+]

@@ -1,0 +1,164 @@
+"""The commands: read options, call the library, print what came out."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pyrovae.errors import ConfigError
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="pyrovae",
+    help="Variational autoencoders as Pyro programs. With --debug an error shows its traceback.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, as `pyrovae fit` leaves it.")]
+DataArgument = Annotated[str, typer.Argument(metavar="DATA", help="Name of a data set, or a file: npy, npz, csv, IDX.")]
+Out = Annotated[Path, typer.Option("--out", help="File to write.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+Seed = Annotated[int, typer.Option("--seed", help="Of the random numbers.")]
+Draws = Annotated[int, typer.Option("--k", help="Importance draws per row for log p(x).")]
+LabelColumn = Annotated[str | None, typer.Option("--label-column", help="Column of a CSV that is no feature.")]
+
+
+def _option(name: str, text: str) -> Any:
+    return typer.Option(name, help=text, show_default=False)
+
+
+@app.command()
+def fit(
+    data: Annotated[str | None, typer.Argument(metavar="DATA", help="Name of a data set, or a file.")] = None,
+    out: Annotated[Path | None, _option("--out", "Run directory; by default the first free runs/NAME.")] = None,
+    config: Annotated[Path | None, _option("--config", "TOML file with any of these options as keys.")] = None,
+    prior: Annotated[str | None, _option("--prior", "Such as mixture, 'vamp(components=500)'.")] = None,
+    likelihood: Annotated[str | None, _option("--likelihood", "Such as normal; by default chosen by the data.")] = None,
+    posterior: Annotated[str | None, _option("--posterior", "Such as laplace; default normal.")] = None,
+    net: Annotated[
+        str | None, _option("--net", "Network of both heads: gated-mlp (default), mlp, conv-net, res-net.")
+    ] = None,
+    objective: Annotated[str | None, _option("--objective", "Such as 'elbo(beta=4)', 'iwae(k=5)'.")] = None,
+    preprocess: Annotated[
+        str | None, _option("--preprocess", "Such as binarize, rescale; by default by the data.")
+    ] = None,
+    latent: Annotated[
+        int | None, _option("--latent", "Latent dimensions; default 40, or fewer for small rows.")
+    ] = None,
+    hidden: Annotated[str | None, _option("--hidden", "Widths of the hidden layers, such as 300,300.")] = None,
+    epochs: Annotated[int | None, _option("--epochs", "Passes over the data; by default by its size.")] = None,
+    batch: Annotated[int | None, _option("--batch", "Rows in a batch; default 128.")] = None,
+    lr: Annotated[
+        float | None, _option("--lr", "Learning rate at the start, decaying as a cosine; default 1e-3.")
+    ] = None,
+    clip: Annotated[float | None, _option("--clip", "Largest gradient norm.")] = None,
+    patience: Annotated[
+        int | None, _option("--patience", "Hold out a tenth; stop after so many epochs without gain.")
+    ] = None,
+    seed: Annotated[int | None, _option("--seed", "Of initial weights, order and noise; default 0.")] = None,
+    device: Annotated[str | None, _option("--device", "Such as cuda; default cpu.")] = None,
+    k: Annotated[int | None, _option("--k", "Importance draws per test row; default 500.")] = None,
+    label_column: Annotated[str | None, _option("--label-column", "Column of a CSV that is no feature.")] = None,
+    *,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train a model, measure it on test rows, write a run directory."""
+    from pyrovae.cli import training
+
+    given = {
+        name: value for name, value in locals().items() if name not in ("config", "training") and value is not None
+    }
+    training.run(training.settings(given, config))
+
+
+@app.command()
+def evaluate(
+    run: RunArgument,
+    data: Annotated[
+        str | None, typer.Argument(metavar="DATA", help="By default the test rows of the run's data.")
+    ] = None,
+    k: Draws = 500,
+    seed: Seed = 0,
+    label_column: LabelColumn = None,
+) -> None:
+    """Print ELBO, reconstruction, KL, -log p(x), bits per dimension and active units."""
+    from pyrovae.cli import using
+
+    using.evaluate(run, data, k=k, seed=seed, label_column=label_column)
+
+
+@app.command()
+def sample(
+    run: RunArgument,
+    n: Annotated[int, typer.Option("--n", help="Rows to draw.")] = 64,
+    out: Out = Path("samples.npy"),
+    seed: Seed = 0,
+    *,
+    overwrite: Overwrite = False,
+) -> None:
+    """Draw rows from p(x), to .npy, .npz, .csv or .png (images, as the likelihood's mean)."""
+    from pyrovae.cli import using
+
+    if n < 1:
+        raise ConfigError(f"--n: expected a positive int, received {n}")
+    using.sample(run, n, _free(out, overwrite=overwrite), seed)
+
+
+@app.command()
+def encode(
+    run: RunArgument,
+    data: DataArgument,
+    out: Out = Path("codes.npz"),
+    label_column: LabelColumn = None,
+    *,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write mean and standard deviation of q(z|x) for every row, to .npz or .csv."""
+    from pyrovae.cli import using
+
+    using.encode(run, data, _free(out, overwrite=overwrite), label_column)
+
+
+@app.command()
+def score(
+    run: RunArgument,
+    data: DataArgument,
+    out: Out = Path("scores.csv"),
+    k: Draws = 500,
+    seed: Seed = 0,
+    label_column: LabelColumn = None,
+    *,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write ELBO, reconstruction, KL and log p(x) with its standard error for every row, to .csv or .npz."""
+    from pyrovae.cli import using
+
+    using.score(run, data, _free(out, overwrite=overwrite), k=k, seed=seed, label_column=label_column)
+
+
+@app.command()
+def parts() -> None:
+    """List every part with its formula."""
+    from pyrovae.config import constructor, first_sentence
+    from pyrovae.config import parts as all_parts
+
+    for role, table in all_parts().items():
+        if role != "activation":
+            print(
+                f"--{role}" if role in ("prior", "posterior", "likelihood", "net", "objective", "preprocess") else role
+            )
+            for name, part in table.items():
+                arguments = constructor(part)
+                print(f"  {name}({arguments})\n      {first_sentence(part).replace('``', '')}")
+            print()
+
+
+def _free(path: Path, *, overwrite: bool) -> Path:
+    if path.exists() and not overwrite:
+        raise ConfigError(f"{path}: exists; choose another --out or add --overwrite")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path}: there is no directory {path.parent}; make it or choose another --out")
+    return path

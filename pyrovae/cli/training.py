@@ -1,0 +1,323 @@
+"""``pyrovae fit``: from options to a run directory, in the order in which mistakes are cheapest to find."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from pyrovae import data as datasets
+from pyrovae import recipes, runs
+from pyrovae.cli import pictures
+from pyrovae.config import part, read_toml
+from pyrovae.data.gate import Schema
+from pyrovae.data.preprocess import Binarize, Preprocess, Threshold
+from pyrovae.data.rows import generator
+from pyrovae.errors import ConfigError, DataError, PyrovaeError
+from pyrovae.evaluation import active_units, elbo_terms, log_marginal
+from pyrovae.fit import Callback, EarlyStopping, fit
+from pyrovae.models import Model
+from pyrovae.nn import dims
+from pyrovae.spec import describe
+
+__all__ = ["Settings", "measure", "run", "settings", "test_rows"]
+
+_TEST_NOISE = 777  # binarisation of test rows: once, the same for every model
+_ROWS_SEEN = 6_000_000
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Options of ``pyrovae fit``; None is decided by the data."""
+
+    data: str = ""
+    out: Path | None = None
+    prior: Any = "standard-normal"
+    likelihood: Any = None
+    posterior: Any = "normal"
+    net: Any = "gated-mlp"
+    objective: Any = "elbo(beta=linear(over=0.1))"
+    preprocess: Any = None
+    latent: int | None = None
+    hidden: Any = None
+    epochs: int | None = None
+    batch: int = 128
+    lr: float = 1e-3
+    clip: float | None = None
+    patience: int | None = None
+    seed: int = 0
+    device: str = "cpu"
+    k: int = 500
+    label_column: str | None = None
+    overwrite: bool = False
+
+
+def settings(given: Mapping[str, Any], config: Path | None) -> Settings:
+    """Defaults, over them the file, over it what the command line says; checked before any data is read.
+
+    Raises:
+        ConfigError: for an unknown key or a value out of range.
+    """
+    known = tuple(f.name for f in fields(Settings))
+    stored = {} if config is None else {k: v for k, v in read_toml(config, known).items()}
+    chosen = Settings(**{**stored, **{k: v for k, v in given.items() if k != "overwrite" or v}})
+    if not chosen.data:
+        raise ConfigError("DATA: expected the name of a data set or a file, received none; try pyrovae fit digits")
+    for name in ("epochs", "batch", "latent", "k", "patience"):
+        _check(name, getattr(chosen, name), int, 1)
+    _check("seed", chosen.seed, int, 0)
+    for name in ("lr", "clip"):
+        _check(name, getattr(chosen, name), (int, float), sys.float_info.min)
+    _check_device(chosen.device)
+    return chosen
+
+
+def run(chosen: Settings) -> None:
+    """Train, measure, draw, write.
+
+    Raises:
+        PyrovaeError: of the kind its exit code says.
+    """
+    net, objective = _net(chosen), part(chosen.objective, "objective")()
+    prior, posterior = part(chosen.prior, "prior"), part(chosen.posterior, "posterior")
+    likelihood = None if chosen.likelihood is None else part(chosen.likelihood, "likelihood")
+    step = None if chosen.preprocess is None else part(chosen.preprocess, "preprocess")()
+    directory = runs.claim(_directory(chosen), overwrite=chosen.overwrite)
+    try:
+        source = datasets.load(chosen.data, label_column=chosen.label_column, seed=chosen.seed)
+        datasets.check_cells(source.train.x, source=source.train.source, columns=source.train.columns)
+        step = (_preprocess(source) if step is None else step).fit(source.train.x)
+        seen = step(_tensor(source.train.x[:1000]), generator(chosen.seed, 1))
+        likelihood = part(_likelihood(step, seen), "likelihood") if likelihood is None else likelihood
+        with torch.random.fork_rng():
+            torch.manual_seed(chosen.seed)
+            model = recipes.vae(
+                source.train.x.shape[1:],
+                latent=chosen.latent or _latent(source.train.x.shape[1:]),
+                prior=prior,
+                likelihood=likelihood,
+                posterior=posterior,
+                net=net,
+                inputs=seen,
+            )
+    except ValueError as error:
+        _discard(directory)
+        raise error if isinstance(error, PyrovaeError) else ConfigError(str(error)) from error
+    except BaseException:
+        _discard(directory)
+        raise
+    _train(chosen, model, objective, source, step, directory)
+
+
+def _train(
+    chosen: Settings,
+    model: Model,
+    objective: Callable[..., Tensor],
+    source: datasets.DataSet,
+    step: Preprocess,
+    directory: Path,
+) -> None:
+    epochs = chosen.epochs or min(300, max(20, round(_ROWS_SEEN / len(source.train))))
+    x, held_out = _hold_out(source.train.x, chosen)
+    _announce(chosen, model, source, step, epochs)
+    began = time.perf_counter()
+    details: dict[str, Any] = {"schema": Schema.of(source.train).to_dict(), "settings": _plain(chosen)}
+    try:
+        history = fit(
+            model,
+            x,
+            objective=objective,
+            optimizer=lambda parameters: torch.optim.Adam(parameters, chosen.lr, fused=chosen.device != "mps"),
+            scheduler=CosineAnnealingLR,
+            epochs=epochs,
+            batch_size=chosen.batch,
+            validation=held_out,
+            preprocess=step,
+            clip=chosen.clip,
+            callbacks=_callbacks(chosen),
+            seed=chosen.seed,
+            device=chosen.device,
+            directory=directory,
+        )
+    except BaseException:
+        _reseal(directory, details)
+        raise
+    print(
+        f"trained      {len(history)} epochs in {_clock(time.perf_counter() - began)}, loss {history['loss'][-1]:.2f}"
+    )
+    if history.stopped:
+        print(f"stopped      {history.stopped}")
+    x_test = test_rows(step, source.test.x)
+    results = measure(model, x_test, k=chosen.k)
+    pictures.draw(directory, model, history, x_test, source.test)
+    _reseal(directory, details | {"results": results})
+    print(f"written to   {directory}")
+
+
+def measure(model: nn.Module, x: Tensor, *, k: int, seed: int = 0) -> dict[str, float]:
+    """Evaluate, print, and give back the numbers."""
+    began = time.perf_counter()
+    terms, marginal, units = (
+        elbo_terms(model, x, seed=seed),
+        log_marginal(model, x, k=k, seed=seed),
+        active_units(model, x),
+    )
+    print(
+        f"test rows    {len(x):,}\n"
+        f"-ELBO        {-terms.elbo.mean():.2f} nats = {-terms.reconstruction.mean():.2f} distortion "
+        f"+ {terms.kl.mean():.2f} rate\n"
+        f"-log p(x)    {-marginal.mean:.2f} ± {marginal.standard_error:.2f} nats, "
+        f"{marginal.bits_per_dim:.4f} bits per dimension (k = {k})\n"
+        f"active       {units.count} of {units.variances.numel()} latent dimensions\n"
+        f"measured in  {_clock(time.perf_counter() - began)}"
+    )
+    return {
+        "rows": len(x),
+        "elbo": terms.elbo.mean().item(),
+        "reconstruction": terms.reconstruction.mean().item(),
+        "kl": terms.kl.mean().item(),
+        "log_prob": marginal.mean,
+        "log_prob_standard_error": marginal.standard_error,
+        "bits_per_dim": marginal.bits_per_dim,
+        "k": k,
+        "active_units": units.count,
+    }
+
+
+def test_rows(step: Preprocess, x: np.ndarray) -> Tensor:
+    """Rows as the model sees them, with the one fixed draw that every evaluation shares."""
+    return step(_tensor(x), generator(_TEST_NOISE))
+
+
+def _check(name: str, value: Any, kind: Any, low: float) -> None:
+    fits = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value) and value >= low
+    if value is not None and not fits:
+        expected = f"an int from {low}" if kind is int else "a positive number"
+        raise ConfigError(f"--{name}: expected {expected}, received {value!r}")
+
+
+def _check_device(name: str) -> None:
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"--device: {name!r} is not available here ({str(error).splitlines()[0]}); try cpu"
+        ) from error
+
+
+def _net(chosen: Settings) -> Callable[..., nn.Module]:
+    if chosen.hidden is None:
+        return part(chosen.net, "net")
+    try:
+        widths = [int(w) for w in (chosen.hidden.split(",") if isinstance(chosen.hidden, str) else chosen.hidden) if w]
+    except (TypeError, ValueError):
+        raise ConfigError(f"--hidden: expected widths such as 300,300, received {chosen.hidden!r}") from None
+    text = chosen.net if isinstance(chosen.net, str) else "a table"
+    if "(" in text or not isinstance(chosen.net, str):
+        raise ConfigError(f"--hidden: --net is {text}, so give the widths there: 'gated-mlp(hidden=[300,300])'")
+    return part(f"{chosen.net}(hidden={widths})", "net")
+
+
+def _directory(chosen: Settings) -> Path:
+    if chosen.out is not None:
+        return Path(chosen.out)
+    stem = Path(chosen.data).stem or "run"
+    names = (f"{stem}-{i}" if i > 1 else stem for i in range(1, 10**6))
+    return next(path for name in names if not (path := Path("runs") / name).exists())
+
+
+def _discard(directory: Path) -> None:
+    """Nothing was trained: leave no empty directory behind."""
+    if not any(directory.iterdir()):
+        directory.rmdir()
+
+
+def _preprocess(source: datasets.DataSet) -> Preprocess:
+    """A named data set knows its step; a file's follows from its values."""
+    if source.preprocess != "Identity":
+        return part(source.preprocess, "preprocess")()
+    x = np.asarray(source.train.x[:100_000])
+    if x.dtype == np.uint8 and x.max() > 1:
+        return part("rescale", "preprocess")()
+    inside = bool(x.min() >= 0) and bool(x.max() <= 1)
+    return part("identity" if inside else "standardize", "preprocess")()
+
+
+def _likelihood(step: Preprocess, seen: Tensor) -> str:
+    if isinstance(step, (Binarize, Threshold)) or bool(((seen == 0) | (seen == 1)).all()):
+        return "bernoulli"
+    if seen.min() >= 0 and seen.max() <= 1:
+        return "continuous-bernoulli"
+    return "normal(scale=learned-scale)"
+
+
+def _latent(shape: tuple[int, ...]) -> int:
+    return max(1, min(40, math.prod(dims(shape)) // 2))
+
+
+def _hold_out(x: np.ndarray, chosen: Settings) -> tuple[np.ndarray, np.ndarray | None]:
+    """With patience, the last tenth of a shuffled copy of the training rows decides when to stop."""
+    if chosen.patience is None:
+        return x, None
+    order = np.random.default_rng(chosen.seed).permutation(len(x))
+    size = max(1, len(x) // 10)
+    if len(x) < 2:
+        raise DataError("--patience: at least 2 training rows are needed, one of them held out")
+    return x[order[:-size]], x[order[-size:]]
+
+
+def _callbacks(chosen: Settings) -> list[Callback]:
+    return [] if chosen.patience is None else [EarlyStopping(chosen.patience)]
+
+
+def _announce(chosen: Settings, model: Model, source: datasets.DataSet, step: Preprocess, epochs: int) -> None:
+    shape = " x ".join(map(str, source.train.x.shape[1:]))
+    count = sum(p.numel() for p in model.parameters())
+    table = describe(model)
+    print(f"data         {source.name}: {len(source.train):,} training rows of {shape}, {describe(step)['type']}")
+    for role in ("prior", "likelihood", "posterior"):
+        print(f"{role:<12} {_summary(table[role])}")
+    print(
+        f"parameters   {count:,}; {epochs} epochs of batches of {chosen.batch}, Adam {chosen.lr:g}, seed {chosen.seed}"
+    )
+    sys.stdout.flush()
+
+
+def _summary(table: Mapping[str, Any]) -> str:
+    """``Normal(shape=40, context=[1, 28, 28], net=GatedMLP)``."""
+    inner = ", ".join(f"{k}={_value(v)}" for k, v in table.items() if k not in ("type", "partial"))
+    return (
+        f"{table.get('type', table.get('partial'))}({inner})" if inner else str(table.get("type", table.get("partial")))
+    )
+
+
+def _value(value: Any) -> str:
+    return _summary(value) if isinstance(value, Mapping) else str(value).lstrip("$")
+
+
+def _reseal(directory: Path, details: Mapping[str, Any]) -> None:
+    """What training wrote about itself, and what only the command knows."""
+    manifest = directory / "manifest.json"
+    if manifest.is_file():
+        runs.seal(directory, json.loads(manifest.read_text(encoding="utf-8")) | details)
+
+
+def _plain(chosen: Settings) -> dict[str, Any]:
+    values = {f.name: getattr(chosen, f.name) for f in fields(chosen) if f.name not in ("out", "overwrite")}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _tensor(x: np.ndarray) -> Tensor:
+    return torch.tensor(np.asarray(x))
+
+
+def _clock(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds // 60)} min {seconds % 60:.0f} s"

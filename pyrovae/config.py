@@ -1,0 +1,211 @@
+"""The thin edge between text and objects: names of parts, TOML files, saved runs.
+
+A part is written ``vamp(components=500)`` or as a table ``{type = "VampPrior", components = 500}``. Names are those
+of the classes, without regard to case, hyphens and underscores, and may be cut short while they stay unambiguous.
+There are no import paths, no inheritance, no interpolation: a specification that wants a loop should be Python.
+"""
+
+import ast
+import inspect
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
+from torch import nn
+
+from pyrovae import families, models, objectives, priors, runs
+from pyrovae import nn as networks
+from pyrovae.data import preprocess
+from pyrovae.data.gate import Schema
+from pyrovae.errors import ConfigError, ModelFileError
+from pyrovae.spec import build, closest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pyright: ignore[reportMissingImports]
+
+__all__ = ["Run", "load", "part", "parts", "read_toml"]
+
+_HEADS = ("Normal", "Laplace", "StudentT")
+_ROLES: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "prior": (priors, ("StandardNormal", "Mixture", "VampPrior")),
+    "posterior": (families, _HEADS),
+    "likelihood": (families, ("Bernoulli", "ContinuousBernoulli", "Categorical", *_HEADS)),
+    "scale": (families, ("NetworkScale", "LearnedScale", "SharedScale", "FixedScale", "OptimalScale")),
+    "net": (networks, ("MLP", "GatedMLP", "ConvNet", "ResNet")),
+    "activation": (nn, ("ReLU", "SiLU", "GELU", "Softplus", "Tanh", "ELU", "LeakyReLU")),
+    "objective": (objectives, ("ELBO", "IWAE")),
+    "schedule": (objectives, ("Linear", "Cyclical")),
+    "preprocess": (preprocess, ("Identity", "Rescale", "Binarize", "Threshold", "Standardize")),
+}
+_BUILDERS = ("scale", "net", "activation")  # called later, by the part they are given to
+_MORE = {c.__name__: c for c in (models.VAE, Trace_ELBO, TraceMeanField_ELBO, TraceEnum_ELBO)} | {
+    "Linear": objectives.Linear
+}
+NAMES: dict[str, Callable[..., Any]] = _MORE | {n: getattr(room, n) for room, names in _ROLES.values() for n in names}
+
+
+def parts() -> dict[str, dict[str, Callable[..., Any]]]:
+    """Every part by the role it can take, then by name; learned heads without context are priors too."""
+    table = {role: {name: NAMES[name] for name in names} for role, (_, names) in _ROLES.items()}
+    table["prior"] |= {name: NAMES[name] for name in _HEADS}
+    return table
+
+
+def part(text: str | Mapping[str, Any], role: str) -> Callable[..., Any]:
+    """A class or a partial of it, from text or a table; whoever takes the role calls it.
+
+    Args:
+        text: ``"mixture"``, ``"mixture(components=5)"`` or ``{"type": "Mixture", "components": 5}``.
+        role: a key of :func:`parts`.
+
+    Raises:
+        ConfigError: for an unknown name or argument (the nearest is offered), or text that is no such call.
+
+    Example:
+        >>> part("mixture(components=5)", "prior")
+        functools.partial(<class 'pyrovae.priors.Mixture'>, components=5)
+    """
+    table = dict(text) if isinstance(text, Mapping) else _parse(text, role)
+    name = _resolve(str(table.pop("type", table.pop("partial", ""))), role)
+    return build({"partial": name} | table, NAMES)
+
+
+def read_toml(path: str | os.PathLike[str], known: tuple[str, ...]) -> dict[str, Any]:
+    """A TOML file whose top-level keys are all known.
+
+    Raises:
+        ConfigError: if it cannot be read, or for an unknown key (the nearest is offered).
+    """
+    try:
+        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    for key in table:
+        if key not in known:
+            raise ConfigError(f"{path}: unknown key {key!r}{closest(key, known)}")
+    return table
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, read back.
+
+    Attributes:
+        model: with the learned weights, in evaluation mode.
+        preprocess: from stored rows to the model's.
+        schema: of one row; None where the run was made from arrays alone.
+        manifest: versions, settings and results.
+        directory: where it lies.
+    """
+
+    model: nn.Module
+    preprocess: preprocess.Preprocess
+    schema: Schema | None
+    manifest: dict[str, Any]
+    directory: Path
+
+
+def load(directory: str | os.PathLike[str], model: nn.Module | None = None) -> Run:
+    """Read a run back, after every file was verified.
+
+    Args:
+        directory: of a run, as ``fit(directory=...)`` or ``pyrovae fit`` left it.
+        model: a program of your own to fill with the weights; None builds the one in ``model.toml``.
+
+    Raises:
+        ModelFileError: if something is missing, damaged, or does not fit.
+    """
+    manifest = runs.verify(directory)
+    try:
+        program = build(runs.read_model_table(directory), NAMES) if model is None else model
+        step = build(manifest.get("preprocess", {"type": "Identity"}), NAMES)
+        schema = Schema.from_dict(manifest["schema"]) if "schema" in manifest else None
+    except ConfigError as error:
+        raise ModelFileError(f"{directory}: {error}") from error
+    runs.load_weights(directory, program)
+    return Run(program.eval(), step, schema, manifest, Path(directory))
+
+
+def _resolve(name: str, role: str) -> str:
+    """The class's name, from one written in any case and perhaps cut short."""
+    candidates = list(parts().get(role, {}))
+    plain = {_plain(c): c for c in candidates}
+    if _plain(name) in plain:
+        return plain[_plain(name)]
+    starts = [c for p, c in plain.items() if _plain(name) and p.startswith(_plain(name))]
+    if len(starts) == 1:
+        return starts[0]
+    near = closest(_plain(name), plain)
+    raise ConfigError(
+        f"--{role}: there is no {role} {name!r}{near}; there are {', '.join(map(_hyphenated, candidates))}"
+    )
+
+
+def _parse(text: str, role: str) -> dict[str, Any]:
+    """``name`` or ``name(argument=value, ...)`` as a table, by Python's own grammar, evaluating nothing."""
+    head, bracket, rest = text.strip().partition("(")
+    try:
+        call = ast.parse(head.replace("-", "_") + bracket + rest, mode="eval").body
+    except (SyntaxError, ValueError):
+        raise ConfigError(f"--{role}: expected a name or name(argument=value), received {text!r}") from None
+    return _call(call, role, text)
+
+
+def _call(node: ast.expr, role: str, text: str) -> dict[str, Any]:
+    if isinstance(node, ast.Name):
+        return {"type": node.id}
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args:
+        name = _resolve(node.func.id, role)
+        arguments = {str(k.arg): _argument(k.value, NAMES[name], str(k.arg), text) for k in node.keywords if k.arg}
+        return {"type": name} | arguments
+    raise ConfigError(f"--{role}: expected name(argument=value), received {text!r}; arguments are given by name")
+
+
+def _argument(node: ast.expr, owner: Callable[..., Any], name: str, text: str) -> Any:
+    """A literal, or a part in a role of its own."""
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        pass
+    role = {"beta": "schedule"}.get(name, name)
+    if role not in _ROLES:
+        raise ConfigError(f"{text!r}: expected a number, text or list for {name!r}, received {ast.unparse(node)!r}")
+    table = _call(node, role, text)
+    resolved = _resolve(table.pop("type"), role)
+    return {("partial" if role in _BUILDERS else "type"): resolved} | table
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "").replace(" ", "")
+
+
+def _hyphenated(name: str) -> str:
+    """ContinuousBernoulli as continuous-bernoulli, MLP as mlp."""
+    pieces = [("-" if i and c.isupper() and not name[i - 1].isupper() else "") + c.lower() for i, c in enumerate(name)]
+    return "".join(pieces)
+
+
+def first_sentence(obj: Callable[..., Any]) -> str:
+    """The first line of a docstring, with its formula."""
+    return (inspect.getdoc(obj) or "").split("\n\n")[0].replace("\n", " ")
+
+
+def constructor(obj: Callable[..., Any]) -> str:
+    """Arguments a user may give at the command line."""
+    supplied = {"shape", "context", "posterior", "inputs", "in_shape", "out_shape", "estimator", "sites"}
+    known = inspect.signature(obj).parameters
+    return ", ".join(f"{n}={_shown(p.default)}" for n, p in known.items() if n not in supplied)
+
+
+def _shown(default: Any) -> str:
+    if default is inspect.Parameter.empty:
+        return "..."
+    return _hyphenated(default.__name__) if inspect.isclass(default) else repr(default)

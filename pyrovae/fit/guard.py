@@ -1,0 +1,105 @@
+"""Before training: model, guide and data fit together. Before every update: loss and gradient are finite."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from pyrovae.data import check_cells
+from pyrovae.data.preprocess import Preprocess
+from pyrovae.errors import ConfigError, PyrovaeError, TrainingDiverged
+from pyrovae.handlers import frozen, run, sample_sites
+
+__all__ = ["check_data", "check_program", "diverged"]
+
+
+def check_program(model: nn.Module, objective: Any, batch: Sequence[Tensor]) -> None:
+    """Score one batch with Pyro's validation on and its warnings as errors; training itself then goes without both.
+
+    Raises:
+        ConfigError: in Pyro's own words, which name the site.
+    """
+    with frozen(model, seed=0), pyro.validation_enabled(True), warnings.catch_warnings():
+        warnings.filterwarnings("error", message="(?is).*(found .* in (model|guide)|mean.field|enumerat)")
+        try:
+            loss = objective(model, *batch)
+        except PyrovaeError:
+            raise
+        except (ValueError, RuntimeError, TypeError, NotImplementedError, UserWarning) as error:
+            raise ConfigError(f"the model cannot score its first batch: {_one_line(error)}") from error
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        received = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise ConfigError(f"objective: expected a scalar loss, received {received}")
+
+
+def check_data(model: Any, rows: Any, preprocess: Preprocess, batch: Sequence[Tensor], source: str = "x") -> None:
+    """Every cell lies in the likelihood's support; what the preprocessing changes is checked after it.
+
+    Raises:
+        DataError: naming the first bad row and column.
+    """
+    check_cells(rows, source=source)
+    support, noise = _support(model, batch), torch.Generator().manual_seed(0)
+    if support is not None:
+        check_cells(rows, support, source=source, transform=lambda piece: preprocess(piece, noise))
+
+
+def _support(model: Any, batch: Sequence[Tensor]) -> Any:
+    """The support of the site that observes x, if there is one."""
+    with frozen(model, seed=0), pyro.validation_enabled(False):
+        trace, _ = run(model, *batch)
+    supports = [site["fn"].support for _, site in sample_sites(trace) if site["value"] is batch[0]]
+    return supports[0] if supports else None
+
+
+def diverged(
+    model: nn.Module, batch: Sequence[Tensor], loss: float, norm: float, step: int, epoch: int, rates: Sequence[float]
+) -> TrainingDiverged:
+    """The error for an update that was not made: where the first number went bad, and what to try."""
+    what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient norm is {norm} (loss {loss:.4g})"
+    where = _first_bad_site(model, batch) or _first_bad_gradient(model) or "the first bad number could not be located"
+    rate = ", ".join(f"{r:g}" for r in sorted(set(rates)))
+    return TrainingDiverged(
+        f"training diverged at step {step} (epoch {epoch}): {what}; {where}; learning rate {rate}. The update was not "
+        "made, the weights are finite: lower the learning rate, clip gradients, or look for extreme values in the data"
+    )
+
+
+def _first_bad_site(model: Any, batch: Sequence[Tensor]) -> str | None:
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), pyro.validation_enabled(False):
+        try:
+            traces = run(model, *batch)
+        except (ValueError, RuntimeError) as error:
+            return f"the programs fail: {_one_line(error)}"
+        for trace in (traces[1], traces[0]):
+            for name, site in sample_sites(trace):
+                log_prob = site["fn"].log_prob(site["value"])
+                place = _first_bad(site["value"], "value") or _first_bad(log_prob, "log-probability")
+                if place is not None:
+                    return f"first at site {name!r}: {place}"
+    return None
+
+
+def _first_bad(tensor: Tensor, what: str) -> str | None:
+    bad = (~tensor.isfinite()).nonzero()
+    if len(bad) == 0:
+        return None
+    index = tuple(bad[0].tolist())
+    return f"{what} {tensor[index].item()} at row {index[0]} of the batch" + (
+        f", element {index[1:]}" if index[1:] else ""
+    )
+
+
+def _first_bad_gradient(model: nn.Module) -> str | None:
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None and not parameter.grad.isfinite().all():
+            return f"first in the gradient of {name!r}"
+    return None
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:500]

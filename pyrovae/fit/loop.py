@@ -1,0 +1,305 @@
+"""The one training loop. It knows programs, objectives and optimizers; of papers it knows nothing."""
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.utils.data import DataLoader, Dataset
+
+from pyrovae import runs
+from pyrovae.data.preprocess import Identity, Preprocess
+from pyrovae.data.rows import Batches, as_array, batches, generator
+from pyrovae.errors import ConfigError
+from pyrovae.fit.callbacks import Callback, Progress, State
+from pyrovae.fit.guard import check_data, check_program, diverged
+from pyrovae.fit.history import History
+from pyrovae.handlers import frozen
+from pyrovae.objectives import ELBO, Objective
+from pyrovae.spec import describe
+
+__all__ = ["fit"]
+
+_ORDER, _NOISE, _VALIDATION = range(3)  # one stream per purpose
+
+
+def fit(
+    model: nn.Module,
+    x: Any,
+    y: Any = None,
+    *,
+    objective: Callable[..., Tensor] | None = None,
+    optimizer: Optimizer | Callable[..., Optimizer] | None = None,
+    scheduler: LRScheduler | Callable[..., LRScheduler] | None = None,
+    epochs: int = 10,
+    batch_size: int = 128,
+    validation: Any = None,
+    preprocess: Preprocess | None = None,
+    clip: float | None = None,
+    callbacks: Sequence[Callback] = (),
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    directory: str | os.PathLike[str] | None = None,
+    progress: bool | None = None,
+) -> History:
+    """Optimise a model and its guide by stochastic variational inference, in place.
+
+    The param store, the random generators, Pyro's validation switch and the caller's arrays are the same before and
+    after. Order, training noise, preprocessing and validation draw from streams of their own, so that the same seed
+    gives the same weights bit for bit, with validation, callbacks and the progress bar on or off.
+
+    Args:
+        model: a :class:`pyrovae.Model`, or any module with Pyro programs ``model`` and ``guide`` over its parameters.
+        x: rows ``(rows, *shape)``: array, tensor, memory-mapped ``.npy``, ``Dataset`` or ``DataLoader``. Integers stay
+            as they are stored and are converted batch by batch.
+        y: second argument of both programs, such as a context, one entry per row.
+        objective: called as ``objective(model, *batch)``, a loss in nats per row; None is ``ELBO()``.
+        optimizer: a torch optimizer over the model's parameters, or a function of them; None is Adam at 1e-3.
+        scheduler: a torch scheduler of that optimizer, or a function ``(optimizer, steps) -> scheduler``, such as
+            ``torch.optim.lr_scheduler.CosineAnnealingLR``; stepped after every update, ``ReduceLROnPlateau`` after
+            every epoch with the validation loss.
+        epochs: passes over the data.
+        batch_size: rows in a batch; the last of a pass may be shorter. A DataLoader keeps its own.
+        validation: as ``x``, or a pair ``(x, y)``; the objective's final form is measured on it after every epoch.
+        preprocess: declared step from stored rows to the model's, such as ``Binarize()``.
+        clip: largest gradient norm over all parameters together.
+        callbacks: :class:`Callback` objects, such as ``EarlyStopping()``.
+        seed: of everything random here; the model's initial weights are drawn before.
+        device: moves the model there; None leaves it where it is.
+        directory: a run is written there: metrics after every epoch, model, weights and manifest at the end.
+        progress: the bar on stderr; None shows it on a terminal.
+
+    Returns:
+        The table of epochs.
+
+    Raises:
+        ConfigError: for arguments or programs that cannot work, before training.
+        DataError: for data outside the likelihood's support, before training.
+        TrainingDiverged: before an update with a loss or gradient that is not finite.
+        ResourceError: if ``directory`` cannot be written, before training.
+
+    Example:
+        >>> import pyrovae as pv
+        >>> vae = pv.VAE(pv.StandardNormal(2), pv.Bernoulli(4, context=2), pv.Normal(2, context=4))
+        >>> history = pv.fit(vae, torch.ones(64, 4), epochs=2)
+        >>> history.columns
+        ['epoch', 'step', 'loss', 'lr', 'gradient_norm', 'seconds', 'rows_per_second']
+    """
+    _check_numbers(epochs=epochs, batch_size=batch_size, clip=clip, seed=seed)
+    path = None if directory is None else runs.claim(directory)
+    if device is not None:
+        model.to(device)
+    step = Identity() if preprocess is None else preprocess
+    objective = ELBO() if objective is None else objective
+    data = batches(x, y, batch_size=batch_size, preprocess=step, seed=(seed, _ORDER))
+    held_out = None if validation is None else _validation(validation, max(batch_size, 500), step, seed)
+    check_program(model, objective, _first(model, data))
+    for rows, source in ((x, "x"), (_rows_of(validation), "validation")):
+        if rows is not None and not isinstance(rows, (DataLoader, Dataset)):
+            check_data(model, as_array(rows), step, _first(model, data), source)
+    optimizer = _optimizer(model, optimizer)
+    steps = epochs * data.steps
+    schedule = scheduler if scheduler is None or isinstance(scheduler, LRScheduler) else scheduler(optimizer, steps)
+    state = State(model, optimizer, epochs, steps, data.rows)
+    loop = _Loop(state, objective, data, held_out, schedule, clip, path)
+    try:
+        loop.run([*callbacks, Progress(progress)], seed)
+    except BaseException as error:
+        state.stop = f"{type(error).__name__} at step {state.step}"
+        raise
+    finally:
+        state.history.stopped = state.stop
+        if path is not None:  # also of a training that was interrupted: the weights are those of its last good step
+            _write(path, state, step, x, seed)
+    return state.history
+
+
+class _Loop:
+    """One training: state, and what an epoch and a step do to it."""
+
+    def __init__(
+        self,
+        state: State,
+        objective: Callable[..., Tensor],
+        data: Batches,
+        validation: Batches | None,
+        scheduler: LRScheduler | None,
+        clip: float | None,
+        directory: Path | None,
+    ) -> None:
+        self.state, self.objective, self.data, self.validation = state, objective, data, validation
+        self.scheduler, self.clip, self.directory = scheduler, clip, directory
+        self.parameters = [p for p in state.model.parameters() if p.requires_grad]
+
+    def run(self, callbacks: Sequence[Callback], seed: int) -> None:
+        self.callbacks = callbacks
+        # only callbacks that act on steps are called there, each in a copy of the noise stream
+        self.steppers = [c for c in callbacks if type(c).on_step is not Callback.on_step]
+        with ExitStack() as stack:
+            stack.enter_context(pyro.validation_enabled(False))
+            stack.enter_context(_training(self.state.model))
+            stack.enter_context(_stream(self.state.model, seed, _NOISE))
+            self._call("on_start", callbacks)
+            try:
+                self._epochs()
+            finally:
+                self._call("on_end", callbacks)
+
+    def _epochs(self) -> None:
+        state, start = self.state, time.perf_counter()
+        for number in range(state.epochs):
+            state.rows, began = 0, time.perf_counter()
+            loss, norm = self._pass(number)
+            rate = state.rows / (time.perf_counter() - began)
+            state.epoch = number + 1
+            row: dict[str, Any] = {"epoch": state.epoch, "step": state.step, "loss": loss}
+            if self.validation is not None:
+                row["validation"] = self._validate(self.validation)
+            if isinstance(self.scheduler, ReduceLROnPlateau):
+                self.scheduler.step(row.get("validation", loss))
+            row |= {"lr": state.optimizer.param_groups[0]["lr"], "gradient_norm": norm}
+            row |= {"seconds": time.perf_counter() - start, "rows_per_second": rate}
+            state.history.append(row)
+            if self.directory is not None:
+                runs.log(self.directory, row)
+            state.rows = 0
+            self._call("on_epoch", self.callbacks)
+            if state.stop is not None:
+                break
+
+    def _pass(self, number: int) -> tuple[float, float]:
+        """One pass: the mean loss over its rows, whatever the batches' sizes, and the mean gradient norm."""
+        total, norms = 0.0, 0.0
+        for batch in self.data.epoch(number):
+            loss, norm = self._step(_to(self.state.model, batch))
+            rows = len(batch[0])
+            total, norms = total + loss * rows, norms + norm
+            self.state.rows += rows
+            self.state.loss = loss
+            self._call("on_step", self.steppers)
+        return total / self.state.rows, norms / self.data.steps
+
+    def _step(self, batch: Sequence[Tensor]) -> tuple[float, float]:
+        state, before = self.state, torch.get_rng_state()
+        objective = self.objective
+        if isinstance(objective, Objective):
+            objective = objective.at(state.step / state.steps)
+        state.optimizer.zero_grad()
+        loss_tensor = objective(state.model, *batch)
+        loss_tensor.backward()
+        norm = nn.utils.clip_grad_norm_(self.parameters, math.inf if self.clip is None else self.clip).item()
+        loss = loss_tensor.item()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            torch.set_rng_state(before)
+            rates = [group["lr"] for group in state.optimizer.param_groups]
+            raise diverged(state.model, batch, loss, norm, state.step, state.epoch, rates)
+        state.optimizer.step()
+        if self.scheduler is not None and not isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step()
+        state.step += 1
+        return loss, norm
+
+    def _validate(self, data: Batches) -> float:
+        """The objective's final form on the validation rows, with the same noise after every epoch."""
+        model, total = self.state.model, 0.0
+        with frozen(model, seed=_VALIDATION):
+            for batch in data.epoch(0):
+                total += self.objective(model, *_to(model, batch)).item() * len(batch[0])
+        return total / data.rows
+
+    def _call(self, moment: str, callbacks: Sequence[Callback]) -> None:
+        if callbacks:
+            with torch.random.fork_rng(_devices(self.state.model)):
+                for callback in callbacks:
+                    getattr(callback, moment)(self.state)
+
+
+def _check_numbers(*, epochs: int, batch_size: int, clip: float | None, seed: int) -> None:
+    for name, value, low in (("epochs", epochs, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            raise ConfigError(f"{name}: expected an int from {low}, received {value!r}")
+    if clip is not None and not clip > 0:
+        raise ConfigError(f"clip: expected a positive number or None, received {clip!r}")
+
+
+def _optimizer(model: nn.Module, optimizer: Optimizer | Callable[..., Optimizer] | None) -> Optimizer:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise ConfigError(
+            "model: expected parameters to train, found none; pyro.param alone is not a module's parameter"
+        )
+    if optimizer is None:
+        fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
+        return torch.optim.Adam(parameters, lr=1e-3, fused=fused)
+    if not isinstance(optimizer, Optimizer):
+        optimizer = optimizer(parameters)
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if not held & {id(p) for p in parameters}:
+        raise ConfigError("optimizer: expected one over the model's parameters, received one that holds none of them")
+    return optimizer
+
+
+def _write(path: Path, state: State, preprocess: Preprocess, x: Any, seed: int) -> None:
+    details: dict[str, Any] = {
+        "seed": seed,
+        "epochs": state.epoch,
+        "steps": state.step,
+        "stopped": state.stop,
+        "preprocess": describe(preprocess),
+    }
+    if not isinstance(x, (DataLoader, Dataset)):
+        rows = as_array(x)
+        details |= {"data": runs.fingerprint([rows]), "schema": {"shape": list(rows.shape[1:])}}
+    runs.save(path, state.model)
+    runs.seal(path, details)
+
+
+def _validation(validation: Any, batch_size: int, preprocess: Preprocess, seed: int) -> Batches:
+    x, y = validation if isinstance(validation, tuple) else (validation, None)
+    return batches(x, y, batch_size=batch_size, preprocess=preprocess, seed=(seed, _VALIDATION), shuffle=False)
+
+
+def _rows_of(validation: Any) -> Any:
+    return validation[0] if isinstance(validation, tuple) else validation
+
+
+def _first(model: nn.Module, data: Batches) -> tuple[Tensor, ...]:
+    with torch.random.fork_rng(devices=[]):  # a DataLoader draws from the global generator
+        return _to(model, next(data.epoch(0)))
+
+
+def _to(model: nn.Module, batch: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Floating tensors in the model's type, integers as they are, all on its device."""
+    like = next(model.parameters())
+    return tuple(t.to(like.device, like.dtype if t.is_floating_point() else t.dtype) for t in batch)
+
+
+def _devices(model: nn.Module) -> list[int]:
+    return sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+
+
+@contextmanager
+def _training(model: nn.Module) -> Iterator[None]:
+    modes = {part: part.training for part in model.modules()}
+    model.train()
+    try:
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
+
+
+@contextmanager
+def _stream(model: nn.Module, seed: int, purpose: int) -> Iterator[None]:
+    """The global generators as a stream of their own, put back afterwards."""
+    with torch.random.fork_rng(_devices(model)):
+        torch.manual_seed(generator(seed, purpose).initial_seed())
+        yield
