@@ -203,8 +203,8 @@ def active_units(
     return ActiveUnits(torch.cat(means).var(0, correction=0), threshold)
 
 
-def chunks(model: Any, size: int, *data: Rows | None) -> Iterator[tuple[Tensor | None, ...]]:
-    """Rows in order, ``size`` at a time, as tensors of the model's type and device.
+def chunks(model: Any, size: int, *data: Rows | None) -> Iterator[tuple[Tensor, ...]]:
+    """Rows in order, ``size`` at a time, as tensors of the model's type and device; None is left out.
 
     Raises:
         DataError: without rows.
@@ -212,7 +212,7 @@ def chunks(model: Any, size: int, *data: Rows | None) -> Iterator[tuple[Tensor |
     if data[0] is None or len(data[0]) == 0:
         raise DataError("x: expected at least one row, received none")
     for start in range(0, len(data[0]), size):
-        yield tuple(None if d is None else as_tensor(model, d[start : start + size]) for d in data)
+        yield tuple(as_tensor(model, d[start : start + size]) for d in data if d is not None)
 
 
 def as_tensor(model: Any, rows: Rows) -> Tensor:

@@ -72,7 +72,11 @@ def check_cells(
         first = first or (where(start, np.isnan(chunk)) if n else "")
         missing += n
         if base is not None and not missing:
-            seen = chunk if transform is None else _to_numpy(transform(torch.tensor(chunk)))
+            seen = (
+                chunk
+                if transform is None
+                else _to_numpy(transform(torch.tensor(chunk.astype(chunk.dtype.newbyteorder("=")))))
+            )
             _check_support(seen, start, base, where)
     if missing:
         many = "1 missing value (NaN), the first" if missing == 1 else f"{missing} missing values (NaN), the first"

@@ -37,7 +37,7 @@ def check_program(model: nn.Module, objective: Any, batch: Sequence[Tensor]) -> 
 
 
 def check_data(model: Any, rows: Any, preprocess: Preprocess, batch: Sequence[Tensor], source: str = "x") -> None:
-    """Every cell lies in the likelihood's support; what the preprocessing changes is checked after it.
+    """Every cell is a number and, once preprocessed, in the support of the likelihood.
 
     Raises:
         DataError: naming the first bad row and column.
@@ -49,9 +49,12 @@ def check_data(model: Any, rows: Any, preprocess: Preprocess, batch: Sequence[Te
 
 
 def _support(model: Any, batch: Sequence[Tensor]) -> Any:
-    """The support of the site that observes x, if there is one."""
+    """The support of the site that observes x, if there is one and the programs run."""
     with frozen(model, seed=0), pyro.validation_enabled(False):
-        trace, _ = run(model, *batch)
+        try:
+            trace, _ = run(model, *batch)
+        except (ValueError, RuntimeError, TypeError):
+            return None  # check_program says why
     supports = [site["fn"].support for _, site in sample_sites(trace) if site["value"] is batch[0]]
     return supports[0] if supports else None
 

@@ -3,6 +3,7 @@
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -101,11 +102,12 @@ def fit(
     objective = ELBO() if objective is None else objective
     data = batches(x, y, batch_size=batch_size, preprocess=step, seed=(seed, _ORDER))
     held_out = None if validation is None else _validation(validation, max(batch_size, 500), step, seed)
-    check_program(model, objective, _first(model, data))
+    optimizer = _optimizer(model, optimizer)
+    first = _first(model, data)
     for rows, source in ((x, "x"), (_rows_of(validation), "validation")):
         if rows is not None and not isinstance(rows, (DataLoader, Dataset)):
-            check_data(model, as_array(rows), step, _first(model, data), source)
-    optimizer = _optimizer(model, optimizer)
+            check_data(model, as_array(rows), step, first, source)
+    check_program(model, objective, first)
     steps = epochs * data.steps
     schedule = scheduler if scheduler is None or isinstance(scheduler, LRScheduler) else scheduler(optimizer, steps)
     state = State(model, optimizer, epochs, steps, data.rows)
@@ -145,6 +147,9 @@ class _Loop:
         self.steppers = [c for c in callbacks if type(c).on_step is not Callback.on_step]
         with ExitStack() as stack:
             stack.enter_context(pyro.validation_enabled(False))
+            stack.enter_context(warnings.catch_warnings())
+            # frozen parameters are meant, and the guard says more about a loss that is not finite
+            warnings.filterwarnings("ignore", message=".*(not registered in the param store|Encountered (NaN|\\+?inf))")
             stack.enter_context(_training(self.state.model))
             stack.enter_context(_stream(self.state.model, seed, _NOISE))
             self._call("on_start", callbacks)

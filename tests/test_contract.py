@@ -1,0 +1,267 @@
+"""What every part promises, over one table. A new exported part that is missing from the table fails the suite."""
+
+import copy
+import functools
+import inspect
+import itertools
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyro import poutine
+from pyro.infer import TraceMeanField_ELBO
+
+import pyrovae as pv
+from pyrovae.config import NAMES
+from pyrovae.spec import build, describe
+
+# name -> constructor (shape, context): context None makes a learned prior
+HEADS = {
+    "Normal": pv.Normal,
+    "Normal, learned scale": functools.partial(pv.Normal, scale=pv.LearnedScale),
+    "Normal, shared scale": functools.partial(pv.Normal, scale=pv.SharedScale),
+    "Normal, optimal scale": functools.partial(pv.Normal, scale=pv.OptimalScale),
+    "Normal, fixed scale": functools.partial(pv.Normal, scale=0.5),
+    "Laplace": pv.Laplace,
+    "Laplace, shared scale": functools.partial(pv.Laplace, scale=pv.SharedScale),
+    "StudentT": pv.StudentT,
+    "StudentT, fixed df": functools.partial(pv.StudentT, df=5.0, scale=functools.partial(pv.LearnedScale, initial=0.5)),
+    "Bernoulli": pv.Bernoulli,
+    "ContinuousBernoulli": pv.ContinuousBernoulli,
+    "Categorical": functools.partial(pv.Categorical, classes=3),
+}
+PRIORS = {
+    "StandardNormal": lambda shape: pv.StandardNormal(shape),
+    "Mixture": lambda shape: pv.Mixture(shape, components=3),
+    "VampPrior": lambda shape: pv.VampPrior(pv.Normal(shape, context=6), torch.rand(5, 6)),
+    "VampPrior, as given": lambda shape: pv.VampPrior(pv.Laplace(shape, context=6), torch.rand(5, 6), learn=False),
+    "VampPrior, bounded": lambda shape: pv.VampPrior(pv.Normal(shape, context=6), components=4, bounds=(0.0, 1.0)),
+    "Normal": lambda shape: pv.Normal(shape),
+    "Laplace": lambda shape: pv.Laplace(shape),
+    "StudentT": lambda shape: pv.StudentT(shape),
+}
+REAL = ("Normal", "Laplace", "StudentT")
+NETWORKS = {"MLP": pv.MLP, "GatedMLP": pv.GatedMLP, "ConvNet": pv.ConvNet, "ResNet": pv.ResNet}
+small = functools.partial(pv.MLP, hidden=(5,))
+
+
+def test_the_table_holds_every_exported_part():
+    parts = {name for name in pv.__all__ if inspect.isclass(getattr(pv, name))}
+    conditionals = {
+        n for n in parts if issubclass(getattr(pv, n), pv.Conditional) and not inspect.isabstract(getattr(pv, n))
+    }
+    assert conditionals == {n.split(",")[0] for n in (*HEADS, *PRIORS)}
+    assert {n for n in parts if getattr(pv, n).__module__ == "pyrovae.nn"} == set(NETWORKS)
+    scales = {n for n in parts if issubclass(getattr(pv, n), pv.Scale) and not inspect.isabstract(getattr(pv, n))}
+    assert scales == {n for n in NAMES if n.endswith("Scale")}
+
+
+def every(table):
+    return pytest.mark.parametrize("make", list(table.values()), ids=list(table))
+
+
+def check_distribution(d, batch, shape):
+    assert d.event_shape == torch.Size(shape)
+    assert d.batch_shape == torch.Size(batch)
+    value = d.sample()
+    assert value.shape == torch.Size([*batch, *shape])
+    assert d.log_prob(value).shape == torch.Size(batch)
+    assert d.log_prob(value).isfinite().all()
+    assert d.expand((2, *batch)).sample().shape == torch.Size([2, *batch, *shape])
+
+
+@every(HEADS)
+@settings(deadline=None, max_examples=15)
+@given(
+    batch=st.lists(st.integers(1, 4), max_size=3),
+    shape=st.lists(st.integers(1, 4), min_size=1, max_size=3),
+    context=st.lists(st.integers(1, 4), min_size=1, max_size=2),
+)
+def test_head_shapes(make, batch, shape, context):
+    head = make(tuple(shape), context=tuple(context), net=small).eval()
+    check_distribution(head(torch.randn(*batch, *context)), batch, shape)
+
+
+@every(HEADS)
+def test_leading_dimensions_agree(make, float64):
+    head = make(3, context=2, net=small).eval()
+    context = torch.randn(4, 5, 2)
+    value = head(context).sample()
+    whole = head(context).log_prob(value)
+    rows = torch.stack([head(c).log_prob(v) for c, v in zip(context.flatten(0, 1), value.flatten(0, 1), strict=True)])
+    torch.testing.assert_close(whole.flatten(), rows)
+
+
+@every(HEADS)
+def test_head_without_context_is_a_learned_constant(make):
+    head = make((2, 3)).eval()
+    check_distribution(head(), (), (2, 3))
+    check_distribution(head(torch.randn(7, 4)), (), (2, 3))  # a context is ignored
+
+
+@every(PRIORS)
+@pytest.mark.parametrize("shape", [3, (2, 3)])
+def test_prior_shapes(make, shape):
+    check_distribution(make(shape)(), (), (3,) if shape == 3 else shape)
+    check_distribution(make(shape)(None), (), (3,) if shape == 3 else shape)
+
+
+@every(HEADS | {f"{n} (prior)": p for n, p in PRIORS.items()})
+def test_every_parameter_gets_a_gradient(make):
+    part = make(3, context=2, net=small) if make in HEADS.values() else make(3)
+    d = part(torch.randn(8, 2))
+    value = d.sample() if d.batch_shape else d.sample((8,))
+    (d.log_prob(value).sum() + 0 * torch.ones((), requires_grad=True)).backward()
+    for name, parameter in part.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def mass(d):
+    """The total probability of a one-dimensional distribution, by sum or by quadrature on a fine grid."""
+    support = d.support
+    while isinstance(support, dist.constraints.independent):
+        support = support.base_constraint
+    if support.is_discrete:
+        points = torch.arange(d.base_dist.enumerate_support().shape[0], dtype=torch.get_default_dtype())
+        return d.log_prob(points[:, None]).exp().sum()
+    t = torch.linspace(0, 1, 200_001)[1:-1]
+    if support is dist.constraints.unit_interval:
+        return torch.trapezoid(d.log_prob(t[:, None]).exp(), t)
+    u = (t * 2 - 1) * (1 - 1e-6)
+    x = u / (1 - u**2)  # the whole line, so that heavy tails are counted
+    jacobian = (1 + u**2) / (1 - u**2) ** 2
+    return torch.trapezoid(d.log_prob(x[:, None]).exp() * jacobian, u)
+
+
+@every(HEADS | {f"{n} (prior)": p for n, p in PRIORS.items()})
+def test_density_integrates_to_one(make, float64):
+    part = make(1, context=2, net=small) if make in HEADS.values() else make(1)
+    assert mass(part.eval()(torch.zeros(2))).item() == pytest.approx(1.0, abs=1e-4)
+
+
+@every(HEADS | {f"{n} (prior)": p for n, p in PRIORS.items()})
+def test_state_dict_round_trip(make):
+    def new():
+        return (make(3, context=2, net=small) if make in HEADS.values() else make(3)).eval()
+
+    first, second = new(), new()
+    with torch.no_grad():
+        for parameter in first.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    second.load_state_dict(first.state_dict())
+    d = first(torch.ones(4, 2))
+    value = d.sample() if d.batch_shape else d.sample((4,))
+    torch.testing.assert_close(second(torch.ones(4, 2)).log_prob(value), d.log_prob(value), rtol=0, atol=0)
+
+
+@every(HEADS | {f"{n} (prior)": p for n, p in PRIORS.items()})
+def test_description_builds_the_part_again(make):
+    part = make(3, context=2, net=small) if make in HEADS.values() else make(3)
+    table = describe(part)
+    again = build(table, NAMES)
+    assert describe(again) == table
+    assert {n: t.shape for n, t in again.state_dict().items()} == {n: t.shape for n, t in part.state_dict().items()}
+
+
+@every(HEADS)
+def test_head_works_in_plates(make):
+    head = make(3, context=2, net=small).eval()
+
+    def program(context):
+        with pyro.plate("particles", 5, dim=-2), pyro.plate("batch", 4, dim=-1):
+            return pyro.sample("a", head(context))
+
+    trace = poutine.trace(program).get_trace(torch.randn(4, 2))
+    trace.compute_log_prob()
+    assert trace.nodes["a"]["log_prob"].shape == (5, 4)
+
+
+@every(PRIORS)
+def test_prior_works_in_plates(make):
+    prior = make(3)
+
+    def program():
+        with pyro.plate("particles", 5, dim=-2), pyro.plate("batch", 4, dim=-1):
+            return pyro.sample("z", prior())
+
+    trace = poutine.trace(program).get_trace()
+    trace.compute_log_prob()
+    assert trace.nodes["z"]["value"].shape == (5, 4, 3)
+    assert trace.nodes["z"]["log_prob"].shape == (5, 4)
+
+
+def data_for(likelihood, rows=8, shape=(1, 5, 6)):
+    """Rows in the support of a likelihood."""
+    generator = torch.Generator().manual_seed(0)
+    uniform = torch.rand(rows, *shape, generator=generator)
+    family = likelihood.split(",")[0]
+    if family == "Categorical":
+        return (uniform * 3).floor()
+    return {"Bernoulli": (uniform > 0.5).float(), "ContinuousBernoulli": uniform}.get(family, uniform * 4 - 2)
+
+
+def make_vae(prior, likelihood, posterior, net, latent=2):
+    q = posterior(latent, context=(1, 5, 6), net=net)
+    p = pv.VampPrior(q, torch.rand(4, 1, 5, 6)) if prior == "VampPrior" else PRIORS[prior](latent)
+    return pv.VAE(p, HEADS[likelihood]((1, 5, 6), context=latent, net=net), q)
+
+
+ANY_PRIOR = ("StandardNormal", "Mixture", "VampPrior", *REAL)
+SWAPS = [
+    *itertools.product(ANY_PRIOR, HEADS, ["Normal"], NETWORKS),
+    *itertools.product(["StandardNormal"], HEADS, REAL[1:], NETWORKS),
+]
+
+
+@pytest.mark.parametrize(("prior", "likelihood", "posterior", "net"), SWAPS)
+def test_swap(prior, likelihood, posterior, net):
+    """Three steps to a finite loss, with one line changed."""
+    network = functools.partial(
+        NETWORKS[net], **({"channels": (3,)} if net in ("ConvNet", "ResNet") else {"hidden": (6,)})
+    )
+    vae = make_vae(prior, likelihood, getattr(pv, posterior), network)
+    before = copy.deepcopy(vae.state_dict())
+    history = pv.fit(vae, data_for(likelihood), epochs=3, batch_size=8)
+    assert torch.tensor(history["loss"]).isfinite().all()
+    after = vae.state_dict()
+    unmoved = [n for n, _ in vae.named_parameters() if torch.equal(before[n], after[n])]
+    assert not unmoved
+
+
+@pytest.mark.parametrize("likelihood", HEADS)
+def test_outputs_of_every_likelihood(likelihood):
+    vae = make_vae("StandardNormal", likelihood, pv.Normal, small)
+    x = data_for(likelihood)
+    assert vae.sample(3).shape == (3, 1, 5, 6)
+    assert vae.encode(x).batch_shape == (8,)
+    reconstructed = vae.reconstruct(x)
+    assert reconstructed.shape == x.shape
+    assert reconstructed.isfinite().all()
+    assert vae.interpolate(x[:2], x[2:4], steps=5).shape == (5, 2, 1, 5, 6)
+    assert vae.log_prob(x, k=7).shape == (8,)
+    terms = pv.elbo_terms(vae, x)
+    torch.testing.assert_close(terms.elbo, terms.reconstruction - terms.kl)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        pv.ELBO(),
+        pv.ELBO(beta=0.0),
+        pv.ELBO(beta=pv.Linear(over=0.5)),
+        pv.ELBO(beta=pv.Cyclical(cycles=2)),
+        pv.ELBO(estimator=TraceMeanField_ELBO(max_plate_nesting=1)),
+        pv.IWAE(k=5),
+    ],
+    ids=["elbo", "beta 0", "linear", "cyclical", "analytic", "iwae"],
+)
+@pytest.mark.parametrize("prior", ["StandardNormal", "Mixture", "VampPrior"])
+def test_objectives(objective, prior):
+    vae = make_vae(prior, "Bernoulli", pv.Normal, small)
+    history = pv.fit(vae, data_for("Bernoulli"), objective=objective, epochs=4, batch_size=4)
+    assert torch.tensor(history["loss"]).isfinite().all()

@@ -1,0 +1,233 @@
+"""A model is an ordinary Pyro program: everything Pyro offers works on it, and several live in one process."""
+
+import copy
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
+
+import pyrovae as pv
+
+
+def vae(latent=2, columns=6, context=None):
+    given = [columns] if context is None else [[columns], [context]]
+    both = [latent] if context is None else [[latent], [context]]
+    return pv.VAE(
+        prior=pv.StandardNormal(latent) if context is None else pv.Normal(latent, context=context),
+        likelihood=pv.Bernoulli(columns, context=both),
+        posterior=pv.Normal(latent, context=given),
+    )
+
+
+@pytest.fixture
+def x():
+    return (torch.rand(16, 6) > 0.5).float()
+
+
+def moved(model, before):
+    return [n for n, p in model.named_parameters() if not torch.equal(p, before[n])]
+
+
+def snapshot(model):
+    return {n: p.detach().clone() for n, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("elbo", [Trace_ELBO, TraceMeanField_ELBO])
+def test_svi_trains_every_parameter_of_every_instance(x, elbo):
+    models = [vae() for _ in range(3)] + [vae(columns=6, latent=3)]
+    for model in models:
+        before = snapshot(model)
+        svi = SVI(model.model, model.guide, pyro.optim.Adam({"lr": 1e-2}), elbo(max_plate_nesting=1))
+        for _ in range(3):
+            svi.step(x)
+        assert moved(model, before) == list(before)
+
+
+def test_interleaved_models_train_with_svi_and_fit(x):
+    """Neither clears, moves or freezes the other."""
+    first, second = vae(), vae()
+    svi = SVI(first.model, first.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO(max_plate_nesting=1))
+    svi.step(x)
+    store = dict(pyro.get_param_store().items())
+    for _ in range(3):
+        one, two = snapshot(first), snapshot(second)
+        pv.fit(second, x, epochs=1)
+        assert moved(second, two) == list(two)
+        assert moved(first, one) == []
+        two = snapshot(second)
+        svi.step(x)
+        assert moved(first, one) == list(one)
+        assert moved(second, two) == []
+    assert dict(pyro.get_param_store().items()).keys() == store.keys()
+
+
+def test_a_deep_copy_is_a_model_of_its_own(x):
+    original = vae()
+    pv.fit(original, x, epochs=1)
+    twin = copy.deepcopy(original)
+    torch.testing.assert_close(twin.state_dict(), original.state_dict(), rtol=0, atol=0)
+    mine, its = snapshot(original), snapshot(twin)
+    SVI(twin.model, twin.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO(max_plate_nesting=1)).step(x)
+    assert moved(twin, its) == list(its)
+    assert moved(original, mine) == []
+
+
+def test_predictive(x):
+    model = vae()
+    drawn = Predictive(model.model, num_samples=7)(n=5)
+    assert drawn["z"].shape == (7, 5, 2)
+    assert drawn["x"].shape == (7, 5, 6)
+    posterior = Predictive(model.model, guide=model.guide, num_samples=7, parallel=False)(x)
+    assert posterior["z"].shape == (7, 16, 2)
+
+
+def test_trace_sites_and_condition(x):
+    model = vae()
+    trace = poutine.trace(model.model).get_trace(x)
+    assert trace.nodes["x"]["is_observed"]
+    assert [n for n in trace.nodes if n in ("z", "x")] == ["z", "x"]
+    z = torch.zeros(5, 2)
+    fixed = poutine.trace(pyro.condition(model.model, data={"z": z})).get_trace(n=5)
+    assert torch.equal(fixed.nodes["z"]["value"], z)
+    drawn = pyro.condition(model.model, data={"x": x})(n=16)
+    assert torch.equal(drawn, x)
+
+
+def test_render_model(x):
+    pytest.importorskip("graphviz")
+    source = pyro.render_model(vae().model, model_args=(x,), render_params=False).source
+    assert "z -> x" in source
+    assert "batch" in source
+
+
+def test_nuts_over_z_finds_the_posterior():
+    """A linear-Gaussian decoder has a Gaussian posterior over z: NUTS on one row must find its mean and variance."""
+    torch.set_default_dtype(torch.float64)
+    model = pv.VAE(
+        pv.StandardNormal(1),
+        pv.Normal(3, context=1, net=torch.nn.Linear, scale=0.5),
+        pv.Normal(1, context=3, net=torch.nn.Linear),
+    )
+    weight, bias = (p.detach() for p in model.likelihood.parameters())
+    x = torch.tensor([[1.0, -0.5, 0.3]])
+    precision = 1 + (weight.T @ weight) / 0.25
+    mean = (weight.T @ (x[0] - bias) / 0.25) / precision[0]
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    model.eval()
+    mcmc = MCMC(NUTS(model.model, jit_compile=False), num_samples=400, warmup_steps=100, disable_progbar=True)
+    mcmc.run(x)
+    z = mcmc.get_samples()["z"].flatten()
+    assert z.mean().item() == pytest.approx(mean.item(), abs=5 * precision.item() ** -0.5 / 10)
+    assert z.var().item() == pytest.approx(1 / precision.item(), rel=0.6)
+
+
+def test_context_reaches_all_three_parts(x):
+    model = vae(context=3)
+    c = torch.randn(16, 3)
+    pv.fit(model, x, c, epochs=2)
+    assert model.sample(4, c[:4]).shape == (4, 6)
+    assert model.encode(x, c).batch_shape == (16,)
+    assert model.reconstruct(x, c).shape == x.shape
+    assert model.log_prob(x, c, k=5).shape == (16,)
+    assert model.interpolate(x[:2], x[2:4], 3, c[:2]).shape == (3, 2, 6)
+    shifted = pv.elbo_terms(model, x, c + 5).elbo
+    assert not torch.allclose(shifted, pv.elbo_terms(model, x, c).elbo)
+
+
+def test_vectorised_particles_equal_the_loop(x):
+    """One term per particle and row, whatever the network: the mean of many draws is the same."""
+    torch.set_default_dtype(torch.float64)
+    x = x.double()
+    model = pv.VAE(
+        pv.StandardNormal(2),
+        pv.Bernoulli((1, 2, 3), context=2, net=pv.ConvNet),
+        pv.Normal(2, context=(1, 2, 3), net=pv.ConvNet),
+    )
+    images = x.reshape(16, 1, 2, 3)
+    many = Trace_ELBO(num_particles=3000, vectorize_particles=True, max_plate_nesting=1)
+    with torch.no_grad(), pyro.get_param_store().scope():
+        loss = many.differentiable_loss(model.model, model.guide, images).item() / 16
+    terms = pv.elbo_terms(model, images, k=3000)
+    assert loss == pytest.approx(-terms.elbo.mean().item(), abs=0.02)
+
+
+def test_methods_take_arrays_and_change_nothing(x):
+    model = vae().train()
+    before, state = snapshot(model), torch.get_rng_state()
+    array = x.numpy().astype("int64")
+    torch.testing.assert_close(model.reconstruct(array), model.reconstruct(x))
+    torch.testing.assert_close(model.log_prob(array, k=4), model.log_prob(x, k=4))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert moved(model, before) == []
+    assert all(part.training for part in model.modules())
+    assert not model.encode(x).mean.requires_grad
+    assert not model.sample(2).requires_grad
+
+
+def test_abstract_classes_cannot_be_built():
+    with pytest.raises(TypeError, match="abstract"):
+        pv.Model()
+    with pytest.raises(TypeError, match="abstract"):
+        pv.Head(3)
+
+
+def test_a_model_of_ones_own(x):
+    """Ten lines: a second latent that the prior of the first depends on."""
+    from pyro.nn import pyro_method
+
+    class Two(pv.Model):
+        def __init__(self):
+            super().__init__()
+            self.top, self.middle = pv.StandardNormal(1), pv.Normal(2, context=1)
+            self.likelihood = pv.Bernoulli(6, context=2)
+            self.q2, self.q1 = pv.Normal(1, context=6), pv.Normal(2, context=[[6], [1]])
+
+        @pyro_method
+        def model(self, x=None, c=None, *, n=1):
+            with pyro.plate("batch", n if x is None else len(x)):
+                z2 = pyro.sample("z2", self.top())
+                z1 = pyro.sample("z1", self.middle(z2))
+                return pyro.sample("x", self.likelihood(z1), obs=x)
+
+        @pyro_method
+        def guide(self, x, c=None):
+            with pyro.plate("batch", len(x)):
+                z2 = pyro.sample("z2", self.q2(x))
+                pyro.sample("z1", self.q1(x, z2))
+
+        def encode(self, x, c=None):
+            return self.q2(x)
+
+        def decode(self, z, c=None):
+            return self.likelihood(z)
+
+    model = Two()
+    before = snapshot(model)
+    pv.fit(model, x, epochs=2)
+    assert moved(model, before) == list(before)
+    assert pv.log_marginal(model, x, k=20).values.isfinite().all()
+    assert pv.active_units(model, x, site="z1").variances.shape == (2,)
+    assert model.sample(3).shape == (3, 6)
+
+
+def test_evaluation_needs_sites_in_the_plate(x):
+    class Global(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q = torch.nn.Parameter(torch.zeros(()))
+
+        def model(self, x):
+            p = pyro.sample("p", dist.Normal(0.0, 1.0))
+            with pyro.plate("batch", len(x)):
+                pyro.sample("x", dist.Bernoulli(logits=p.unsqueeze(-1) + 0 * x).to_event(1), obs=x)
+
+        def guide(self, x):
+            pyro.sample("p", dist.Normal(self.q, 1.0))
+
+    with pytest.raises(pv.ConfigError, match="site 'p': expected inside a plate"):
+        pv.log_marginal(Global(), x, k=3)
+    pv.fit(Global(), x, epochs=1)  # SVI itself allows it
