@@ -186,7 +186,29 @@ def _scale(scale: ScaleBuilder | float, shape: Shape) -> Scale:
     return FixedScale(shape, scale) if isinstance(scale, (int, float)) else scale(shape)
 
 
-class Normal(Head):
+class LocationScale(Head):
+    """Abstract: a location from the network and a scale from a :class:`Scale`.
+
+    Args:
+        shape: of one event.
+        context: shape conditioned on, or None for learned constants.
+        net: network builder.
+        scale: class of the scale or a partial of it, or a number.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        context: Context = None,
+        net: NetBuilder = MLP,
+        scale: ScaleBuilder | float = NetworkScale,
+    ) -> None:
+        source = _scale(scale, shape)
+        super().__init__(shape, context, net, n_params=1 + source.n_params)
+        self.scale, self.scale_source = scale, source
+
+
+class Normal(LocationScale):
     r"""Diagonal Gaussian: ``log p(a) = -1/2 sum_d [((a_d - loc_d) / scale_d)^2 + 2 log scale_d + log 2 pi]``.
 
     Args:
@@ -205,24 +227,13 @@ class Normal(Head):
         (torch.Size([3]), torch.Size([16]))
     """
 
-    def __init__(
-        self,
-        shape: Shape,
-        context: Context = None,
-        net: NetBuilder = MLP,
-        scale: ScaleBuilder | float = NetworkScale,
-    ) -> None:
-        source = _scale(scale, shape)
-        super().__init__(shape, context, net, n_params=1 + source.n_params)
-        self.scale, self.scale_source = scale, source
-
     def family(self, *params: Tensor) -> TorchDistribution:
         """Normal with ``loc`` and what the scale needs."""
         loc, *raw = params
         return self.scale_source.normal(loc, *raw).to_event(self.event_dim)
 
 
-class Laplace(Head):
+class Laplace(LocationScale):
     r"""Double exponential: ``log p(a) = -sum_d [|a_d - loc_d| / scale_d + log 2 scale_d]``, robust to outliers.
 
     Args:
@@ -236,24 +247,13 @@ class Laplace(Head):
         torch.Size([3])
     """
 
-    def __init__(
-        self,
-        shape: Shape,
-        context: Context = None,
-        net: NetBuilder = MLP,
-        scale: ScaleBuilder | float = NetworkScale,
-    ) -> None:
-        source = _scale(scale, shape)
-        super().__init__(shape, context, net, n_params=1 + source.n_params)
-        self.scale, self.scale_source = scale, source
-
     def family(self, *params: Tensor) -> TorchDistribution:
         """Laplace with ``loc`` and what the scale needs."""
         loc, *raw = params
         return dist.Laplace(loc, self.scale_source(*raw)).to_event(self.event_dim)
 
 
-class StudentT(Head):
+class StudentT(LocationScale):
     r"""Heavy tails: ``p(a_d) ~ (1 + ((a_d - loc_d) / scale_d)^2 / df)^(-(df + 1) / 2)``.
 
     Args:
@@ -279,9 +279,7 @@ class StudentT(Head):
         scale: ScaleBuilder | float = NetworkScale,
         df: float | None = None,
     ) -> None:
-        source = _scale(scale, shape)
-        super().__init__(shape, context, net, n_params=1 + source.n_params)
-        self.scale, self.scale_source = scale, source
+        super().__init__(shape, context, net, scale)
         self.df = df if df is None else _positive_number(df, "df")
         if df is None:
             self.raw_df = nn.Parameter(torch.tensor(3.0))

@@ -10,7 +10,7 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-__all__ = ["frozen", "run", "sample_sites", "temper"]
+__all__ = ["frozen", "mode", "run", "sample_sites", "stream", "temper"]
 
 
 class TemperMessenger(Messenger):
@@ -83,14 +83,33 @@ def frozen(model: Any, seed: int | None = None) -> Iterator[None]:
         seed: None draws from the global generator.
     """
     module = model if isinstance(model, nn.Module) else nn.Module()
+    with stream(module, seed, fork=seed is not None), mode(module, training=False), torch.no_grad():
+        yield
+
+
+@contextlib.contextmanager
+def mode(module: nn.Module, *, training: bool) -> Iterator[None]:
+    """Training or evaluation mode; every part gets its own back afterwards."""
     modes = {part: part.training for part in module.modules()}
+    module.train(training)
+    try:
+        yield
+    finally:
+        for part, before in modes.items():
+            part.training = before
+
+
+@contextlib.contextmanager
+def stream(module: nn.Module, seed: int | None = None, *, fork: bool = True) -> Iterator[None]:
+    """The global generators of the module's devices as a stream of their own, put back afterwards.
+
+    Args:
+        module: tells the devices.
+        seed: where the stream starts; None goes on from here.
+        fork: False lets what is drawn be drawn.
+    """
     devices = sorted({p.device.index or 0 for p in module.parameters() if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices, enabled=seed is not None), torch.no_grad():
+    with torch.random.fork_rng(devices, enabled=fork):
         if seed is not None:
             torch.manual_seed(seed)
-        module.eval()
-        try:
-            yield
-        finally:
-            for part, training in modes.items():
-                part.training = training
+        yield

@@ -4,8 +4,8 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from pyrovae.errors import ConfigError
 from pyrovae.fit.callbacks import Callback, Progress, State
 from pyrovae.fit.guard import check_data, check_program, diverged
 from pyrovae.fit.history import History
-from pyrovae.handlers import frozen
+from pyrovae.handlers import frozen, mode, stream
 from pyrovae.objectives import ELBO, Objective
 from pyrovae.spec import describe
 
@@ -95,10 +95,11 @@ def fit(
         ['epoch', 'step', 'loss', 'lr', 'gradient_norm', 'seconds', 'rows_per_second']
     """
     _check_numbers(epochs=epochs, batch_size=batch_size, clip=clip, seed=seed)
+    step = Identity() if preprocess is None else preprocess
     path = None if directory is None else runs.claim(directory)
+    details = {} if path is None else {"seed": seed, "preprocess": describe(step)} | _data_details(x)
     if device is not None:
         model.to(device)
-    step = Identity() if preprocess is None else preprocess
     objective = ELBO() if objective is None else objective
     data = batches(x, y, batch_size=batch_size, preprocess=step, seed=(seed, _ORDER))
     held_out = None if validation is None else _validation(validation, max(batch_size, 500), step, seed)
@@ -120,7 +121,8 @@ def fit(
     finally:
         state.history.stopped = state.stop
         if path is not None:  # also of a training that was interrupted: the weights are those of its last good step
-            _write(path, state, step, x, seed)
+            runs.save(path, model)
+            runs.seal(path, details | {"epochs": state.epoch, "steps": state.step, "stopped": state.stop})
     return state.history
 
 
@@ -150,8 +152,8 @@ class _Loop:
             stack.enter_context(warnings.catch_warnings())
             # frozen parameters are meant, and the guard says more about a loss that is not finite
             warnings.filterwarnings("ignore", message=".*(not registered in the param store|Encountered (NaN|\\+?inf))")
-            stack.enter_context(_training(self.state.model))
-            stack.enter_context(_stream(self.state.model, seed, _NOISE))
+            stack.enter_context(mode(self.state.model, training=True))
+            stack.enter_context(stream(self.state.model, generator(seed, _NOISE).initial_seed()))
             self._call("on_start", callbacks)
             try:
                 self._epochs()
@@ -222,7 +224,7 @@ class _Loop:
 
     def _call(self, moment: str, callbacks: Sequence[Callback]) -> None:
         if callbacks:
-            with torch.random.fork_rng(_devices(self.state.model)):
+            with stream(self.state.model):
                 for callback in callbacks:
                     getattr(callback, moment)(self.state)
 
@@ -252,19 +254,12 @@ def _optimizer(model: nn.Module, optimizer: Optimizer | Callable[..., Optimizer]
     return optimizer
 
 
-def _write(path: Path, state: State, preprocess: Preprocess, x: Any, seed: int) -> None:
-    details: dict[str, Any] = {
-        "seed": seed,
-        "epochs": state.epoch,
-        "steps": state.step,
-        "stopped": state.stop,
-        "preprocess": describe(preprocess),
-    }
-    if not isinstance(x, (DataLoader, Dataset)):
-        rows = as_array(x)
-        details |= {"data": runs.fingerprint([rows]), "schema": {"shape": list(rows.shape[1:])}}
-    runs.save(path, state.model)
-    runs.seal(path, details)
+def _data_details(x: Any) -> dict[str, Any]:
+    """What a run says about the rows it was trained on."""
+    if isinstance(x, (DataLoader, Dataset)):
+        return {}
+    rows = as_array(x)
+    return {"data": runs.fingerprint([rows]), "schema": {"shape": list(rows.shape[1:])}}
 
 
 def _validation(validation: Any, batch_size: int, preprocess: Preprocess, seed: int) -> Batches:
@@ -277,7 +272,7 @@ def _rows_of(validation: Any) -> Any:
 
 
 def _first(model: nn.Module, data: Batches) -> tuple[Tensor, ...]:
-    with torch.random.fork_rng(devices=[]):  # a DataLoader draws from the global generator
+    with stream(model):  # a DataLoader draws from the global generator
         return _to(model, next(data.epoch(0)))
 
 
@@ -285,26 +280,3 @@ def _to(model: nn.Module, batch: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Floating tensors in the model's type, integers as they are, all on its device."""
     like = next(model.parameters())
     return tuple(t.to(like.device, like.dtype if t.is_floating_point() else t.dtype) for t in batch)
-
-
-def _devices(model: nn.Module) -> list[int]:
-    return sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
-
-
-@contextmanager
-def _training(model: nn.Module) -> Iterator[None]:
-    modes = {part: part.training for part in model.modules()}
-    model.train()
-    try:
-        yield
-    finally:
-        for part, training in modes.items():
-            part.training = training
-
-
-@contextmanager
-def _stream(model: nn.Module, seed: int, purpose: int) -> Iterator[None]:
-    """The global generators as a stream of their own, put back afterwards."""
-    with torch.random.fork_rng(_devices(model)):
-        torch.manual_seed(generator(seed, purpose).initial_seed())
-        yield
