@@ -2,6 +2,7 @@
 
 import abc
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -115,12 +116,15 @@ class Standardize(Preprocess):
         self.mean, self.scale = mean, scale
 
     def fit(self, x: Tensor | np.ndarray) -> "Standardize":
-        """The step with mean and standard deviation of these rows."""
-        rows = np.asarray(x)
-        mean, scale = rows.mean(0, dtype=np.float64), rows.std(0, dtype=np.float64)
-        # a column whose spread is rounding error counts as constant
-        scale = np.where(scale > 1e-12 * np.maximum(1, np.abs(mean)), scale, 1.0)
-        return Standardize(mean.tolist(), scale.tolist())
+        """The step with mean and standard deviation of these rows, read in pieces."""
+        from sklearn.preprocessing import StandardScaler
+
+        scaler: Any = StandardScaler()
+        for start in range(0, len(x), 4096):
+            piece = np.asarray(x[start : start + 4096], dtype=np.float64)
+            scaler.partial_fit(piece.reshape(len(piece), -1))
+        shape = x.shape[1:]
+        return Standardize(np.reshape(scaler.mean_, shape).tolist(), np.reshape(scaler.scale_, shape).tolist())
 
     def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """``(x - mean) / scale``."""
