@@ -105,11 +105,10 @@ def as_shape(sizes: tuple[int, ...]) -> int | tuple[int, ...]:
     return sizes[0] if len(sizes) == 1 else sizes
 
 
-def _several(context: Context) -> Sequence[Shape]:
+def _several(context: Shape | Sequence[Sequence[int]]) -> Sequence[Shape]:
     """One context as a list of one; ``[(16,), (10,)]`` as it is."""
-    if isinstance(context, int) or context is None or isinstance(context[0], int):
-        return [context]  # pyright: ignore[reportReturnType]
-    return context  # pyright: ignore[reportReturnType]
+    nested = isinstance(context, Sequence) and len(context) > 0 and isinstance(context[0], Sequence)
+    return context if nested else [context]  # pyright: ignore[reportReturnType]
 
 
 def _check_builder(net: object) -> None:

@@ -9,7 +9,7 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 from torch.nn.functional import softplus
 
-__all__ = ["CalibratedNormal", "ContinuousBernoulli", "NormalMixture", "mixture"]
+__all__ = ["CalibratedNormal", "ContinuousBernoulli", "NormalMixture", "mixture", "positive"]
 
 
 class ContinuousBernoulli(TorchDistribution):
@@ -58,17 +58,20 @@ class ContinuousBernoulli(TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """``1 / (1 - exp(-l)) - 1 / l``."""
+        """``1 / (1 - exp(-l)) - 1 / l``, computed for |l| and mirrored."""
         near, u = self._split(0.1)
         series = 0.5 + self.logits / 12 - self.logits**3 / 720
-        return torch.where(near, series, -1 / torch.expm1(-u) - 1 / u)
+        a = u.abs()
+        upper = -1 / torch.expm1(-a) - 1 / a
+        return torch.where(near, series, torch.where(u > 0, upper, 1 - upper))
 
     @property
     def variance(self) -> Tensor:
-        """``1 / l^2 - 1 / (4 sinh^2(l / 2))``."""
+        """``1 / l^2 - exp(-|l|) / (1 - exp(-|l|))^2``."""
         near, u = self._split(0.1)
         series = 1 / 12 - self.logits**2 / 240
-        return torch.where(near, series, u**-2 - (2 * torch.sinh(u / 2)) ** -2)
+        a = u.abs()
+        return torch.where(near, series, a**-2 - torch.exp(-a) / torch.expm1(-a) ** 2)
 
     def icdf(self, value: Tensor) -> Tensor:
         """Quantile, computed on the side where the exponential is at most 1 and mirrored."""
@@ -77,7 +80,7 @@ class ContinuousBernoulli(TorchDistribution):
         v = torch.where(u > 0, 1 - value, value).clamp(max=1 - torch.finfo(u.dtype).eps)
         x = torch.log1p(v * torch.expm1(a)) / a
         x = torch.where(u > 0, 1 - x, x).clamp(0, 1)
-        return torch.where(near, value + self.logits * value * (value - 1) / 2, x)
+        return torch.where(near, value + self.logits * value * (1 - value) / 2, x)
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         """Reparameterised draws by inversion."""
@@ -164,6 +167,14 @@ def mixture(logits: Tensor, components: TorchDistribution) -> TorchDistribution:
     if isinstance(normal, dist.Normal) and components.batch_shape == logits.shape:
         return NormalMixture(logits, normal.loc, normal.scale)
     return dist.MixtureSameFamily(dist.Categorical(logits=logits), components)
+
+
+def positive(raw: Tensor) -> Tensor:
+    """``exp(10 tanh(raw / 10))``: about exp near 0, and within exp(±10) everywhere.
+
+    A scale in that range neither underflows in a square nor overflows in a precision, even in float32.
+    """
+    return torch.exp(10 * torch.tanh(raw / 10))
 
 
 class CalibratedNormal(dist.Normal):

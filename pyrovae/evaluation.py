@@ -69,14 +69,20 @@ class LogMarginal:
         return self.standard_errors.double().square().sum().sqrt().item() / len(self.values)
 
     @property
+    def row_standard_error(self) -> float:
+        """Of the mean as an estimate for rows that were not seen: ``sd(values) / sqrt(rows)``."""
+        return self.values.double().std().item() / math.sqrt(len(self.values))
+
+    @property
     def bits_per_dim(self) -> float:
         """``-mean / (event_size log 2)``."""
         return -self.mean / (self.event_size * math.log(2))
 
     def __str__(self) -> str:
         return (
-            f"log p(x) = {self.mean:.2f} ± {self.standard_error:.2f} nats per row, "
-            f"{self.bits_per_dim:.4f} bits per dimension (k = {self.k}, {len(self.values):,} rows)"
+            f"log p(x) = {self.mean:.2f} nats per row, {self.bits_per_dim:.4f} bits per dimension "
+            f"(standard error {self.standard_error:.2g} from k = {self.k} draws, "
+            f"{self.row_standard_error:.2g} from {len(self.values):,} rows)"
         )
 
 
@@ -166,15 +172,12 @@ def log_marginal(
     References:
         Importance weighted autoencoders (Burda, Grosse and Salakhutdinov, 2016)
     """
-    values, errors, draws = [], [], []
-    for observed, latent, guide in _scored(model, x, c, k, seed, chunk_size):
-        draws.append((observed + latent - guide).double())
-        if sum(len(w) for w in draws) == k:
-            value, error = _log_mean_exp(torch.cat(draws))
-            values.append(value.cpu())
-            errors.append(error.cpu())
-            draws = []
-    return LogMarginal(torch.cat(values), torch.cat(errors), k, as_tensor(model, x[:1]).numel())
+    estimates = [
+        torch.stack(_log_mean_exp((observed + latent - guide).double())).cpu()
+        for observed, latent, guide in _scored(model, x, c, k, seed, chunk_size)
+    ]
+    values, errors = torch.cat(estimates, -1)
+    return LogMarginal(values, errors, k, as_tensor(model, x[:1]).numel())
 
 
 def active_units(
@@ -226,13 +229,14 @@ def as_tensor(model: Any, rows: Rows) -> Tensor:
 def _scored(
     model: Any, x: Rows, c: Rows | None, k: int, seed: int, chunk_size: int
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Chunks of rows, each scored with k draws in as many passes as the chunk size asks."""
+    """The three log-probabilities, each ``(k, rows)``, of chunks of rows in as many passes as the chunk size asks."""
     if k < 1 or chunk_size < 1:
         raise ConfigError(f"k and chunk_size: expected positive ints, received {k!r} and {chunk_size!r}")
     with frozen(model, seed):
         for batch in chunks(model, max(1, chunk_size // k), x, c):
-            for start in range(0, k, chunk_size):
-                yield _log_probs(model, *batch, k=min(chunk_size, k - start))
+            passes = [_log_probs(model, *batch, k=min(chunk_size, k - done)) for done in range(0, k, chunk_size)]
+            observed, latent, guide = (torch.cat(draws) for draws in zip(*passes, strict=True))
+            yield observed, latent, guide
 
 
 def _log_probs(model: Any, *data: Tensor | None, k: int) -> tuple[Tensor, Tensor, Tensor]:

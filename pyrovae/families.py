@@ -1,6 +1,7 @@
 """Final heads: each is likelihood p(x|z), posterior q(z|x) or learned prior p(z|c), as its place in the model says."""
 
 import abc
+import math
 from collections.abc import Callable
 
 import pyro.distributions as dist
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from pyrovae.conditional import Context, Head, NetBuilder, Shape
-from pyrovae.distributions import CalibratedNormal
+from pyrovae.distributions import CalibratedNormal, positive
 from pyrovae.distributions import ContinuousBernoulli as _ContinuousBernoulli
 from pyrovae.errors import ConfigError
 from pyrovae.nn import MLP, dims
@@ -70,7 +71,7 @@ class NetworkScale(Scale):
 
     def forward(self, *raw: Tensor) -> Tensor:
         """The scale, shape ``(*batch, *shape)``."""
-        return _positive(raw[0])
+        return positive(raw[0])
 
 
 class LearnedScale(Scale):
@@ -83,12 +84,12 @@ class LearnedScale(Scale):
 
     def __init__(self, shape: Shape, initial: float = 1.0) -> None:
         super().__init__()
-        self.initial = _positive_number(initial, "initial")
-        self.log_scale = nn.Parameter(torch.full(dims(shape), initial).log())
+        self.initial = initial
+        self.raw = nn.Parameter(torch.full(dims(shape), _raw(initial)))
 
     def forward(self, *raw: Tensor) -> Tensor:
         """The scale, shape ``shape``."""
-        return _positive(self.log_scale)
+        return positive(self.raw)
 
 
 class SharedScale(Scale):
@@ -104,12 +105,12 @@ class SharedScale(Scale):
 
     def __init__(self, shape: Shape, initial: float = 1.0) -> None:
         super().__init__()
-        self.initial = _positive_number(initial, "initial")
-        self.log_scale = nn.Parameter(torch.tensor(float(initial)).log())
+        self.initial = initial
+        self.raw = nn.Parameter(torch.tensor(_raw(initial)))
 
     def forward(self, *raw: Tensor) -> Tensor:
         """The scale, a scalar."""
-        return _positive(self.log_scale)
+        return positive(self.raw)
 
 
 class FixedScale(Scale):
@@ -152,6 +153,8 @@ class OptimalScale(Scale):
 
     def __init__(self, shape: Shape, momentum: float = 0.01) -> None:
         super().__init__()
+        if not 0 < momentum <= 1:
+            raise ConfigError(f"momentum: expected a number in (0, 1], received {momentum!r}")
         self.momentum = momentum
         self.register_buffer("variance", torch.ones(()))
         self.register_buffer("seen", torch.zeros(()))
@@ -172,8 +175,12 @@ class OptimalScale(Scale):
         self.variance.lerp_(variance.to(self.variance.dtype), torch.clamp(1 / self.seen, min=self.momentum))
 
 
-def _positive(raw: Tensor) -> Tensor:
-    return torch.exp(10 * torch.tanh(raw / 10))
+def _raw(scale: float) -> float:
+    """The inverse of ``positive``."""
+    log_scale = math.log(_positive_number(scale, "initial"))
+    if abs(log_scale) >= 10:
+        raise ConfigError(f"initial: expected a scale between exp(-10) and exp(10), received {scale!r}")
+    return 10 * math.atanh(log_scale / 10)
 
 
 def _positive_number(value: float, name: str) -> float:

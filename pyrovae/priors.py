@@ -6,7 +6,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from pyrovae.conditional import Conditional, Head, Shape
-from pyrovae.distributions import NormalMixture, mixture
+from pyrovae.distributions import NormalMixture, mixture, positive
 from pyrovae.errors import ConfigError
 from pyrovae.nn import dims
 
@@ -62,11 +62,11 @@ class Mixture(Conditional):
         self.shape, self.components = shape, _count(components)
         self.logits = nn.Parameter(torch.zeros(components))
         self.loc = nn.Parameter(torch.randn(components, *dims(shape)))
-        self.log_scale = nn.Parameter(torch.zeros(components, *dims(shape)))
+        self.raw_scale = nn.Parameter(torch.zeros(components, *dims(shape)))
 
     def forward(self, *context: Tensor | None) -> TorchDistribution:
         """The mixture; a context is ignored."""
-        return NormalMixture(self.logits, self.loc, torch.exp(10 * torch.tanh(self.log_scale / 10)))
+        return NormalMixture(self.logits, self.loc, positive(self.raw_scale))
 
 
 class VampPrior(Conditional):
