@@ -8,12 +8,14 @@ There are no import paths, no inheritance, no interpolation: a specification tha
 import ast
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from torch import nn
 
@@ -29,7 +31,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib  # pyright: ignore[reportMissingImports]
 
-__all__ = ["Run", "load", "part", "parts", "read_toml"]
+__all__ = ["Run", "instance", "load", "part", "parts", "read_toml"]
 
 _HEADS = ("Normal", "Laplace", "StudentT")
 _ROLES: dict[str, tuple[Any, tuple[str, ...]]] = {
@@ -71,9 +73,20 @@ def part(text: str | Mapping[str, Any], role: str) -> Callable[..., Any]:
         >>> part("mixture(components=5)", "prior")
         functools.partial(<class 'pyrovae.priors.Mixture'>, components=5)
     """
-    table = dict(text) if isinstance(text, Mapping) else _parse(text, role)
-    name = _resolve(str(table.pop("type", table.pop("partial", ""))), role)
-    return build({"partial": name} | table, NAMES)
+    return _built(text, role, "partial")
+
+
+def instance(text: str | Mapping[str, Any], role: str) -> Any:
+    """The part itself, for a role that needs nothing else to be built.
+
+    Raises:
+        ConfigError: as :func:`part`, and for arguments out of range.
+
+    Example:
+        >>> instance("iwae(k=5)", "objective").k
+        5
+    """
+    return _built(text, role, "type")
 
 
 def read_toml(path: str | os.PathLike[str], known: tuple[str, ...]) -> dict[str, Any]:
@@ -86,8 +99,8 @@ def read_toml(path: str | os.PathLike[str], known: tuple[str, ...]) -> dict[str,
         table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not a TOML file that can be read ({error})") from error
     for key in table:
         if key not in known:
             raise ConfigError(f"{path}: unknown key {key!r}{closest(key, known)}")
@@ -125,13 +138,48 @@ def load(directory: str | os.PathLike[str], model: nn.Module | None = None) -> R
     """
     manifest = runs.verify(directory)
     try:
-        program = build(runs.read_model_table(directory), NAMES) if model is None else model
-        step = build(manifest.get("preprocess", {"type": "Identity"}), NAMES)
+        program = _program(directory) if model is None else model
+        step = build(manifest.get("preprocess", {"type": "Identity"}), NAMES, "preprocess")
         schema = Schema.from_dict(manifest["schema"]) if "schema" in manifest else None
-    except ConfigError as error:
-        raise ModelFileError(f"{directory}: {error}") from error
+    except (ConfigError, ModelFileError, TypeError) as error:
+        where = "" if str(directory) in str(error) else f"{directory}: "
+        raise ModelFileError(f"{where}{error}") from error
+    if not (isinstance(program, nn.Module) and isinstance(step, preprocess.Preprocess)):
+        raise ModelFileError(f"{directory}: the model or the preprocessing is described as something else")
     runs.load_weights(directory, program)
     return Run(program.eval(), step, schema, manifest, Path(directory))
+
+
+def _program(directory: str | os.PathLike[str]) -> Any:
+    """The untrained model, built in the floating type of its weights."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(runs.stored_dtype(directory))
+    try:
+        return build(runs.read_model_table(directory), NAMES)
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _built(text: str | Mapping[str, Any], role: str, kind: str) -> Any:
+    return build(_specification(text, role, kind), NAMES, f"--{role}")
+
+
+def _specification(text: str | Mapping[str, Any], role: str, kind: str) -> dict[str, Any]:
+    """The table for ``build``: names of classes in full, and arguments that are parts as tables in their turn."""
+    if not isinstance(text, (str, Mapping)):
+        raise ConfigError(f"--{role}: expected a name, name(argument=value) or a table, received {text!r}")
+    table = dict(text) if isinstance(text, Mapping) else _parse(text, role)
+    if not {"type", "partial"} & table.keys():
+        raise ConfigError(f"--{role}: expected a table with type = NAME, received the keys {sorted(table)}")
+    name = _resolve(str(table.pop("type", table.pop("partial", ""))), role)
+    return {kind: name} | {key: _nested(key, value) for key, value in table.items()}
+
+
+def _nested(name: str, value: Any) -> Any:
+    role = {"beta": "schedule"}.get(name, name)
+    if role not in _ROLES or not isinstance(value, (str, Mapping)):
+        return value
+    return _specification(value, role, "partial" if role in _BUILDERS else "type")
 
 
 def _resolve(name: str, role: str) -> str:
@@ -143,18 +191,17 @@ def _resolve(name: str, role: str) -> str:
     starts = [c for p, c in plain.items() if _plain(name) and p.startswith(_plain(name))]
     if len(starts) == 1:
         return starts[0]
-    near = closest(_plain(name), plain)
-    raise ConfigError(
-        f"--{role}: there is no {role} {name!r}{near}; there are {', '.join(map(_hyphenated, candidates))}"
-    )
+    shown = [hyphenated(c) for c in candidates]
+    near = closest(hyphenated(name), [*shown, *(s.split("-")[0] for s in shown)])
+    raise ConfigError(f"--{role}: there is no {role} {hyphenated(name)!r}{near}; there are {', '.join(shown)}")
 
 
 def _parse(text: str, role: str) -> dict[str, Any]:
     """``name`` or ``name(argument=value, ...)`` as a table, by Python's own grammar, evaluating nothing."""
-    head, bracket, rest = text.strip().partition("(")
+    names_joined = re.sub(r"""('[^']*'|"[^"]*")|(?<=\w)-(?=[A-Za-z])""", lambda found: found[1] or "_", text.strip())
     try:
-        call = ast.parse(head.replace("-", "_") + bracket + rest, mode="eval").body
-    except (SyntaxError, ValueError):
+        call = ast.parse(names_joined, mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise ConfigError(f"--{role}: expected a name or name(argument=value), received {text!r}") from None
     return _call(call, role, text)
 
@@ -162,14 +209,18 @@ def _parse(text: str, role: str) -> dict[str, Any]:
 def _call(node: ast.expr, role: str, text: str) -> dict[str, Any]:
     if isinstance(node, ast.Name):
         return {"type": node.id}
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args:
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not (node.args or _starred(node)):
         name = _resolve(node.func.id, role)
-        arguments = {str(k.arg): _argument(k.value, NAMES[name], str(k.arg), text) for k in node.keywords if k.arg}
+        arguments = {str(k.arg): _argument(k.value, str(k.arg), text) for k in node.keywords}
         return {"type": name} | arguments
     raise ConfigError(f"--{role}: expected name(argument=value), received {text!r}; arguments are given by name")
 
 
-def _argument(node: ast.expr, owner: Callable[..., Any], name: str, text: str) -> Any:
+def _starred(node: ast.Call) -> bool:
+    return any(k.arg is None for k in node.keywords)
+
+
+def _argument(node: ast.expr, name: str, text: str) -> Any:
     """A literal, or a part in a role of its own."""
     try:
         return ast.literal_eval(node)
@@ -178,19 +229,16 @@ def _argument(node: ast.expr, owner: Callable[..., Any], name: str, text: str) -
     role = {"beta": "schedule"}.get(name, name)
     if role not in _ROLES:
         raise ConfigError(f"{text!r}: expected a number, text or list for {name!r}, received {ast.unparse(node)!r}")
-    table = _call(node, role, text)
-    resolved = _resolve(table.pop("type"), role)
-    return {("partial" if role in _BUILDERS else "type"): resolved} | table
+    return _call(node, role, text)
 
 
 def _plain(name: str) -> str:
     return name.lower().replace("-", "").replace("_", "").replace(" ", "")
 
 
-def _hyphenated(name: str) -> str:
-    """ContinuousBernoulli as continuous-bernoulli, MLP as mlp."""
-    pieces = [("-" if i and c.isupper() and not name[i - 1].isupper() else "") + c.lower() for i, c in enumerate(name)]
-    return "".join(pieces)
+def hyphenated(name: str) -> str:
+    """ContinuousBernoulli as continuous-bernoulli, GatedMLP as gated-mlp, ReLU as relu."""
+    return re.sub(r"(?<=[a-z]{2})(?=[A-Z])", "-", name).lower().replace("_", "-")
 
 
 def first_sentence(obj: Callable[..., Any]) -> str:
@@ -208,4 +256,4 @@ def constructor(obj: Callable[..., Any]) -> str:
 def _shown(default: Any) -> str:
     if default is inspect.Parameter.empty:
         return "..."
-    return _hyphenated(default.__name__) if inspect.isclass(default) else repr(default)
+    return hyphenated(default.__name__) if inspect.isclass(default) else repr(default)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["images", "latent", "loss_curve", "manifold", "marginals", "reconstructions"]
+__all__ = ["images", "is_image", "latent", "loss_curve", "manifold", "marginals", "reconstructions"]
 
 Path = str | os.PathLike[str] | None
 _BLUE, _ORANGE, _GREY = "#1f5fa8", "#d9731a", "#555555"
@@ -30,11 +30,13 @@ def loss_curve(rows: Sequence[Mapping[str, Any]], path: Path = None) -> Any:
     if rows and "validation" in rows[-1]:
         axes.plot(epochs, [row["validation"] for row in rows], color=_ORANGE, label="validation")
     axes.set(xlabel="epoch", ylabel="loss (nats per row)")
+    axes.set_xlim(0, max(epochs, default=0) + 0.5)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False)
     return _finish(figure, path)
 
 
-def images(x: Tensor, path: Path = None, *, columns: int | None = None, title: str = "") -> Any:
+def images(x: Tensor, path: Path = None, *, columns: int | None = None, title: str = "", gap: int = 1) -> Any:
     """A grid of images.
 
     Args:
@@ -42,10 +44,11 @@ def images(x: Tensor, path: Path = None, *, columns: int | None = None, title: s
         path: file to write, or None.
         columns: of the grid; None makes it square.
         title: above the grid.
+        gap: pixels between images.
     """
     tiles = _tiles(x)
     columns = columns or math.ceil(math.sqrt(len(tiles)))
-    canvas = _canvas(tiles, columns)
+    canvas = _canvas(tiles, columns, gap)
     height = 6.0 * canvas.shape[0] / canvas.shape[1]
     figure, axes = _figure(6.0, height + (0.35 if title else 0.05))
     axes.imshow(canvas, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
@@ -62,7 +65,7 @@ def reconstructions(x: Tensor, reconstructed: Tensor, path: Path = None) -> Any:
         reconstructed: same shape.
         path: file to write, or None.
     """
-    if _is_image(x):
+    if is_image(x):
         pairs = [
             row for start in range(0, len(x), 8) for row in (x[start : start + 8], reconstructed[start : start + 8])
         ]
@@ -75,7 +78,9 @@ def reconstructions(x: Tensor, reconstructed: Tensor, path: Path = None) -> Any:
     return _finish(figure, path)
 
 
-def marginals(x: Tensor, samples: Tensor, path: Path = None, *, names: Sequence[str] | None = None) -> Any:
+def marginals(
+    x: Tensor, samples: Tensor, path: Path = None, *, names: Sequence[str] | None = None, title: str = ""
+) -> Any:
     """Histogram of every column (at most twelve) of the data and of samples from the model.
 
     Args:
@@ -83,6 +88,7 @@ def marginals(x: Tensor, samples: Tensor, path: Path = None, *, names: Sequence[
         samples: shape ``(rows, columns)``.
         path: file to write, or None.
         names: of the columns.
+        title: above the histograms.
     """
     a, b = _numpy(x).reshape(len(x), -1), _numpy(samples).reshape(len(samples), -1)
     count = min(12, a.shape[1])
@@ -91,27 +97,40 @@ def marginals(x: Tensor, samples: Tensor, path: Path = None, *, names: Sequence[
     for i, axes in enumerate(grid.ravel()):
         axes.set_axis_off() if i >= count else _histogram(axes, a[:, i], b[:, i], names[i] if names else f"column {i}")
     grid.ravel()[0].legend(frameon=False, fontsize=7)
+    figure.suptitle(title, fontsize=9, color=_GREY)
     return _finish(figure, path)
 
 
 def latent(z: Tensor, labels: np.ndarray | None = None, path: Path = None) -> Any:
-    """The mean codes of a two-dimensional latent space, coloured by label where there are labels.
+    """The mean codes of a two-dimensional latent space, coloured by label: up to 20 classes, or a number.
 
     Args:
         z: shape ``(rows, 2)``.
         labels: shape ``(rows,)``, or None.
         path: file to write, or None.
     """
-    figure, axes = _figure(5.2, 4.6)
+    figure, axes = _figure(5.8, 4.6)
     points = _numpy(z)
-    if labels is None:
-        axes.plot(points[:, 0], points[:, 1], ".", color=_BLUE, alpha=0.4, markersize=3)
-    for i, label in enumerate(np.unique(labels) if labels is not None else ()):
-        chosen = points[labels == label]
-        axes.plot(chosen[:, 0], chosen[:, 1], ".", color=f"C{i % 10}", alpha=0.5, markersize=3, label=str(label))
-    if labels is not None:
-        axes.legend(frameon=False, markerscale=3, fontsize=8)
-    axes.set(xlabel="$z_1$", ylabel="$z_2$", aspect="equal")
+    size = float(np.clip(600 / max(1, len(points)) ** 0.5, 4, 30))
+    classes = np.unique(labels) if labels is not None else np.empty(0)
+    if labels is not None and 0 < len(classes) <= 20:
+        for i, label in enumerate(classes):
+            chosen = points[labels == label]
+            axes.scatter(
+                *chosen.T,
+                s=size,
+                color=_colour(i, len(classes)),
+                alpha=0.6,
+                linewidths=0,
+                label=str(label).replace("$", r"\$"),
+            )
+        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    elif labels is not None and labels.dtype.kind in "iuf":
+        figure.colorbar(axes.scatter(*points.T, s=size, c=labels, alpha=0.7, linewidths=0), label="label")
+    else:
+        axes.scatter(*points.T, s=size, color=_BLUE, alpha=0.5, linewidths=0)
+    axes.set(xlabel="$z_1$", ylabel="$z_2$")
+    axes.set_aspect("equal", adjustable="datalim")
     return _finish(figure, path)
 
 
@@ -123,7 +142,13 @@ def manifold(decoded: Tensor, path: Path = None) -> Any:
         path: file to write, or None.
     """
     side = decoded.shape[0]
-    return images(decoded.flatten(0, 1), path, columns=side, title="decoded grid over the latent plane")
+    return images(decoded.flatten(0, 1), path, columns=side, title="decoded grid over the latent plane", gap=0)
+
+
+def _colour(i: int, count: int) -> Any:
+    from matplotlib import colormaps
+
+    return f"C{i}" if count <= 10 else colormaps["tab20"](i)
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:
@@ -148,22 +173,30 @@ def _finish(figure: Any, path: Path) -> Any:
 
 
 def _histogram(axes: Any, a: np.ndarray, b: np.ndarray, name: str) -> None:
-    low, high = np.percentile(a, [0, 100])
-    bins = np.linspace(low, high if high > low else low + 1, 24)
+    a, b = a[np.isfinite(a)], b[np.isfinite(b)]
+    ends = np.concatenate(
+        [np.percentile(a, (0, 100)), np.percentile(b, (1, 99))]
+    )  # some samples lie in any case inside
+    low, high = ends.min(), ends.max()
+    if np.all(a == np.round(a)) and high - low < 40:
+        bins = np.arange(np.floor(low), np.ceil(high) + 2) - 0.5
+    else:
+        bins = np.linspace(low, high if high > low else low + 1, int(np.clip(len(a) ** 0.5, 8, 30)))
     axes.hist(a, bins, density=True, color=_GREY, alpha=0.4, label="data")
     axes.hist(b, bins, density=True, histtype="step", color=_BLUE, label="samples")
-    axes.set_title(name, fontsize=8)
+    axes.set_title(name.replace("$", r"\$"), fontsize=8)
     axes.set_yticks([])
     axes.tick_params(labelsize=7)
 
 
-def _is_image(x: Tensor) -> bool:
+def is_image(x: Tensor) -> bool:
+    """Whether rows are images: ``(rows, H, W)``, or ``(rows, C, H, W)`` with one or three channels."""
     return x.dim() == 3 or (x.dim() == 4 and x.shape[1] in (1, 3))
 
 
 def _tiles(x: Tensor) -> np.ndarray:
     """Images as ``(rows, H, W)`` or ``(rows, H, W, 3)``."""
-    if not _is_image(x):
+    if not is_image(x):
         raise ValueError(f"images: expected shape (rows, 1 or 3, H, W) or (rows, H, W), received {tuple(x.shape)}")
     tiles = _numpy(x).clip(0, 1)
     if tiles.ndim == 4:
@@ -171,14 +204,19 @@ def _tiles(x: Tensor) -> np.ndarray:
     return tiles
 
 
-def _canvas(tiles: np.ndarray, columns: int) -> np.ndarray:
-    """Tiles side by side with a line of one pixel between them."""
-    padding = [(0, 1), (0, 1)] + [(0, 0)] * (tiles.ndim - 3)
-    framed = np.stack([np.pad(tile, padding, constant_values=0.15) for tile in tiles])
+def _canvas(tiles: np.ndarray, columns: int, gap: int) -> np.ndarray:
+    """Tiles side by side with a light line between them; small ones are magnified, so that the line stays thin."""
+    zoom = max(1, 32 // max(tiles.shape[1:3]))
+    tiles = tiles.repeat(zoom, 1).repeat(zoom, 2)
+    line = 0.15 if tiles.ndim == 3 else 0.85  # grey values are drawn as ink, colours as light
+    padding = [(0, gap), (0, gap)] + [(0, 0)] * (tiles.ndim - 3)
+    framed = np.stack([np.pad(tile, padding, constant_values=line) for tile in tiles])
     missing = -len(framed) % columns
-    framed = np.concatenate([framed, np.zeros((missing, *framed.shape[1:]), framed.dtype)])
+    blank = 0.0 if tiles.ndim == 3 else 1.0
+    framed = np.concatenate([framed, np.full((missing, *framed.shape[1:]), blank, framed.dtype)])
     rows = [np.concatenate(list(framed[i : i + columns]), axis=1) for i in range(0, len(framed), columns)]
-    return np.concatenate(rows, axis=0)[:-1, :-1]
+    canvas = np.concatenate(rows, axis=0)
+    return canvas[: canvas.shape[0] - gap, : canvas.shape[1] - gap]
 
 
 def _stack(pairs: Sequence[Tensor]) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from pyrovae.conditional import Conditional, NetBuilder, Shape
+from pyrovae.errors import ConfigError
 from pyrovae.families import Bernoulli, Normal
 from pyrovae.models import VAE
 from pyrovae.nn import GatedMLP
@@ -39,16 +40,17 @@ def vae(
         net: of every head that does not bring its own.
         inputs: rows of the data, as the model sees them, for a prior that starts from them.
 
+    Raises:
+        ConfigError: for an argument that a part refuses.
+
     Example:
         >>> from pyrovae import Mixture
         >>> vae((1, 8, 8), latent=2, prior=functools.partial(Mixture, components=5)).sample(3).shape
         torch.Size([3, 1, 8, 8])
     """
     q = _complete(posterior, shape=latent, context=shape, net=net)
-    components = _argument(prior, "components")
-    start = inputs[:components] if inputs is not None and components is not None else None
     return VAE(
-        prior=_complete(prior, shape=latent, posterior=q, inputs=start),
+        prior=_complete(prior, shape=latent, posterior=q, inputs=_starts(prior, inputs)),
         likelihood=_complete(likelihood, shape=shape, context=latent, net=net),
         posterior=q,
     )
@@ -61,6 +63,14 @@ def _complete(part: Part, **available: Any) -> Conditional:
     return part(**{k: v for k, v in available.items() if k in known and k not in bound})
 
 
-def _argument(part: Part, name: str) -> Any:
-    parameter = inspect.signature(part).parameters.get(name)
-    return None if parameter is None else parameter.default
+def _starts(prior: Part, inputs: Tensor | None) -> Tensor | None:
+    """The first rows, as many as a prior on pseudo-inputs has components."""
+    known = inspect.signature(prior).parameters
+    if inputs is None or not {"inputs", "components"} <= known.keys():
+        return None
+    count = known["components"].default
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= len(inputs):
+        raise ConfigError(
+            f"components: expected an int from 1 to {len(inputs)} (rows to start from), received {count!r}"
+        )
+    return inputs[:count]

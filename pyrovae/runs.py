@@ -12,7 +12,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae._version import __version__
-from pyrovae.errors import ConfigError, ModelFileError, ResourceError
+from pyrovae.errors import ConfigError, ModelFileError, PyrovaeError, ResourceError
 from pyrovae.spec import describe
 
 if sys.version_info >= (3, 11):
@@ -34,35 +34,90 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib  # pyright: ignore[reportMissingImports]
 
-__all__ = ["claim", "fingerprint", "load_weights", "read_model_table", "save", "seal", "verify"]
+__all__ = [
+    "claim",
+    "claimed",
+    "fingerprint",
+    "load_weights",
+    "read_model_table",
+    "save",
+    "seal",
+    "stored_dtype",
+    "verify",
+]
 
 FORMAT = 1
 _MANIFEST, _MODEL, _WEIGHTS, _METRICS = "manifest.json", "model.toml", "weights.safetensors", "metrics.jsonl"
+_PICTURES = ("loss.png", "samples.png", "reconstructions.png", "latent.png", "manifold.png")
 _MAX_JSON = 2**24
 
 
-def claim(directory: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+def claim(directory: str | os.PathLike[str]) -> Path:
     """An empty directory of that name, made now, so that a run does not fail after hours of training.
 
     Raises:
-        ConfigError: if it exists and is not empty, unless ``overwrite`` and it holds a run; or is a file.
+        ConfigError: if it exists and is not empty, or is a file.
         ResourceError: if it cannot be written.
     """
     path = Path(directory)
     if path.exists() and not path.is_dir():
-        raise ConfigError(f"{path}: expected a directory, found a file; choose another --out")
-    if path.is_dir() and any(path.iterdir()):
-        if not (overwrite and any((path / name).is_file() for name in (_MANIFEST, _METRICS))):
-            advice = "choose another --out" + ("" if overwrite else ", or --overwrite if it holds an old run")
-            raise ConfigError(f"{path}: the directory exists and is not empty; {advice}")
-        with _resources(path):
-            shutil.rmtree(path)
+        raise ConfigError(f"{path}: expected a directory, found a file; choose another")
     with _resources(path):
+        if path.is_dir() and any(path.iterdir()):
+            raise ConfigError(f"{path}: the directory exists and is not empty; choose another")
         path.mkdir(parents=True, exist_ok=True)
         probe = path / ".probe"
         probe.touch()
         probe.unlink()
     return path
+
+
+@contextmanager
+def claimed(directory: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
+    """:func:`claim` for as long as it is used: where nothing gets written, everything is as it was before.
+
+    Args:
+        directory: of the run to come.
+        overwrite: an old run there gives way; it is deleted when the new one has been written.
+
+    Raises:
+        ConfigError: as :func:`claim`; with ``overwrite`` if the directory holds anything but a run.
+        ResourceError: if it cannot be written.
+    """
+    path = Path(directory)
+    if path.is_dir() and any(path.iterdir()) and not overwrite:
+        advice = "choose another --out, or add --overwrite if it holds an old run"
+        raise ConfigError(f"{path}: the directory exists and is not empty; {advice}")
+    aside = _set_aside(path) if overwrite and path.is_dir() and any(path.iterdir()) else None
+    missing = [p for p in (path, *path.parents) if not p.exists()]
+    try:
+        yield claim(path)
+    finally:
+        written = path.is_dir() and any(path.iterdir())
+        if not written:
+            for made in missing:
+                if made.is_dir() and not any(made.iterdir()):
+                    made.rmdir()
+        if aside is not None:
+            shutil.rmtree(aside) if written else aside.rename(path)
+
+
+def _set_aside(path: Path) -> Path:
+    """Rename a directory that holds a run and nothing else, so that it can come back."""
+    found = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if not p.is_dir())
+    listed = _read_manifest(path / _MANIFEST)["files"] if (path / _MANIFEST).is_file() else {}
+    known = {_MANIFEST, _MODEL, _WEIGHTS, _METRICS, *_PICTURES, *listed}
+    foreign = [name for name in found if name not in known and not name.endswith(".tmp")]
+    if foreign:
+        raise ConfigError(f"{path}: holds {foreign[0]}, which belongs to no run; choose another directory")
+    if path.resolve() == Path.cwd():
+        raise ConfigError(f"{path}: is the current directory; choose another")
+    aside = path.with_name(f".{path.name}.replaced")
+    with _resources(path):
+        if aside.exists():
+            shutil.rmtree(aside)
+        path.rename(aside)
+    return aside
 
 
 def log(directory: Path, row: Mapping[str, Any]) -> None:
@@ -85,7 +140,7 @@ def save(directory: Path, model: nn.Module) -> None:
 
 def seal(directory: Path, details: Mapping[str, Any]) -> None:
     """Write ``manifest.json``: everything else in the directory is finished."""
-    files = sorted(p for p in directory.rglob("*") if p.is_file() and p.name != _MANIFEST)
+    files = sorted(p for p in directory.rglob("*") if p.is_file() and p.name != _MANIFEST and p.suffix != ".tmp")
     manifest = {
         "format": FORMAT,
         "versions": versions(),
@@ -105,9 +160,12 @@ def verify(directory: str | os.PathLike[str]) -> dict[str, Any]:
     if not path.is_dir():
         raise ModelFileError(f"{path}: expected a run directory, found {'a file' if path.exists() else 'nothing'}")
     manifest = _read_manifest(path / _MANIFEST)
+    for name in (_WEIGHTS, _MODEL):
+        if name not in manifest["files"] and (name == _WEIGHTS or (path / name).exists()):
+            raise ModelFileError(f"{path / _MANIFEST}: does not name {name}; the manifest was changed or damaged")
     for name, entry in manifest["files"].items():
         file = path / name
-        if Path(name).is_absolute() or ".." in Path(name).parts or file.is_symlink():
+        if file.is_symlink() or not file.resolve().is_relative_to(path.resolve()):
             raise ModelFileError(f"{path / _MANIFEST}: names {name!r}, which is outside the run")
         if not file.is_file():
             raise ModelFileError(f"{file}: named in the manifest and not there; the run is incomplete")
@@ -129,8 +187,18 @@ def read_model_table(directory: str | os.PathLike[str]) -> dict[str, Any]:
         raise ModelFileError(
             f"{path}: not there; the model was a program of your own, so give it: load(run, model)"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelFileError(f"{path}: {error}") from error
+
+
+def stored_dtype(directory: str | os.PathLike[str]) -> torch.dtype:
+    """The floating type of the weights where they share one, else the default.
+
+    Raises:
+        ModelFileError: if they cannot be read.
+    """
+    found = {t.dtype for t in _read_weights(Path(directory) / _WEIGHTS).values() if t.is_floating_point()}
+    return found.pop() if len(found) == 1 else torch.get_default_dtype()
 
 
 def load_weights(directory: str | os.PathLike[str], model: nn.Module) -> None:
@@ -140,11 +208,7 @@ def load_weights(directory: str | os.PathLike[str], model: nn.Module) -> None:
         ModelFileError: with the names that are missing, unexpected, of another shape or not finite.
     """
     path = Path(directory) / _WEIGHTS
-    try:
-        stored = safetensors.torch.load_file(path)
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise ModelFileError(f"{path}: {error}") from error
-    own = _unique(model)
+    own, stored = _unique(model), _read_weights(path)
     wrong = {
         "missing": own.keys() - stored.keys(),
         "unexpected": stored.keys() - own.keys(),
@@ -207,10 +271,17 @@ def _unique(model: nn.Module) -> dict[str, Tensor]:
     return {name: state[name].detach().contiguous() for name in seen.values()}
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def _read_weights(path: Path) -> dict[str, Tensor]:
     try:
-        if path.stat().st_size > _MAX_JSON:
-            raise ModelFileError(f"{path}: too large for a manifest")
+        return safetensors.torch.load_file(path)
+    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+        raise ModelFileError(f"{path}: cannot be read as safetensors ({error})") from error
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    if path.is_file() and path.stat().st_size > _MAX_JSON:
+        raise ModelFileError(f"{path}: too large for a manifest")
+    try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         well_formed = isinstance(manifest["format"], int) and all(
             isinstance(e["size"], int) and isinstance(e["sha256"], str) for e in manifest["files"].values()
@@ -219,7 +290,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise ModelFileError(f"{path}: not there; the directory holds no finished run") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelFileError(f"{path}: damaged ({type(error).__name__})") from error
-    if not well_formed:
+    if not well_formed or any(len(name) > 255 or "\0" in name for name in manifest["files"]):
         raise ModelFileError(f"{path}: damaged (unexpected fields)")
     if manifest["format"] > FORMAT:
         raise ModelFileError(
@@ -246,9 +317,11 @@ def _fsync_directory(path: Path) -> None:
 
 
 @contextmanager
-def _resources(path: Path) -> Any:
+def _resources(path: Path) -> Iterator[None]:
     try:
         yield
+    except PyrovaeError:
+        raise
     except OSError as error:
         raise ResourceError(
             f"{path}: cannot be written ({error.strerror or error}); free space or choose another directory"

@@ -20,6 +20,7 @@ from pyrovae.errors import ConfigError
 
 __all__ = ["build", "closest", "describe"]
 
+_DEPRECATED = ("max_iarange_nesting",)  # Pyro's old name of max_plate_nesting
 Table = dict[str, Any]
 Names = Mapping[str, Callable[..., Any]]
 
@@ -38,12 +39,13 @@ def describe(obj: Any) -> Table:
     return _describe(obj, (), _homes(obj))
 
 
-def build(table: Mapping[str, Any], names: Names) -> Any:
+def build(table: Mapping[str, Any], names: Names, where: str = "model") -> Any:
     """The object a table describes.
 
     Args:
         table: as :func:`describe` gives it.
         names: what may be called, by name; nothing else is.
+        where: what the table is called in messages.
 
     Raises:
         ConfigError: for an unknown type or argument (the nearest name is offered), or an error of a constructor.
@@ -53,7 +55,7 @@ def build(table: Mapping[str, Any], names: Names) -> Any:
         >>> build({"type": "StandardNormal", "shape": 2}, {"StandardNormal": pv.StandardNormal})
         StandardNormal()
     """
-    return _Builder(table, names).value(table, ())
+    return _Builder(table, names, where).value(table, ())
 
 
 def closest(name: str, names: Iterable[str]) -> str:
@@ -65,8 +67,8 @@ def closest(name: str, names: Iterable[str]) -> str:
 class _Builder:
     """Builds every table once, in whatever order references ask for."""
 
-    def __init__(self, root: Mapping[str, Any], names: Names) -> None:
-        self.root, self.names = root, names
+    def __init__(self, root: Mapping[str, Any], names: Names, where: str) -> None:
+        self.root, self.names, self.where = root, names, where
         self.built: dict[tuple[str, ...], Any] = {}
         self.open: set[tuple[str, ...]] = set()
 
@@ -84,29 +86,36 @@ class _Builder:
         table: Any = self.root
         for key in target:
             if not isinstance(table, Mapping) or key not in table:
-                raise ConfigError(f"{_at(path)}: {value!r} refers to a table that is not there")
+                raise ConfigError(f"{self.at(path)}: {value!r} refers to a table that is not there")
             table = table[key]
+        if not isinstance(table, Mapping):
+            raise ConfigError(f"{self.at(path)}: {value!r} refers to something that is no table")
         return self.value(table, target)
 
     def call(self, table: Mapping[str, Any], path: tuple[str, ...]) -> Any:
         if path in self.built:
             return self.built[path]
         if path in self.open:
-            raise ConfigError(f"{_at(path)}: refers to itself")
+            raise ConfigError(f"{self.at(path)}: refers to itself")
         self.open.add(path)
         maker, kind = self.maker(table, path)
         arguments = {key: self.value(v, (*path, key)) for key, v in table.items() if key != kind}
-        self.built[path] = _make(maker, arguments, partial=kind == "partial", where=_at(path))
+        self.built[path] = _make(maker, arguments, partial=kind == "partial", where=self.at(path))
         return self.built[path]
 
     def maker(self, table: Mapping[str, Any], path: tuple[str, ...]) -> tuple[Callable[..., Any], str]:
         kinds = [kind for kind in ("type", "partial") if kind in table]
         if len(kinds) != 1:
-            raise ConfigError(f"{_at(path)}: expected one of 'type' and 'partial', received the keys {sorted(table)}")
+            raise ConfigError(
+                f"{self.at(path)}: expected one of 'type' and 'partial', received the keys {sorted(table)}"
+            )
         name = table[kinds[0]]
         if not isinstance(name, str) or name not in self.names:
-            raise ConfigError(f"{_at(path)}: there is no part {name!r}{closest(str(name), self.names)}")
+            raise ConfigError(f"{self.at(path)}: there is no part {name!r}{closest(str(name), self.names)}")
         return self.names[name], kinds[0]
+
+    def at(self, path: tuple[str, ...]) -> str:
+        return ".".join((self.where, *path))
 
 
 def _make(maker: Callable[..., Any], arguments: Table, *, partial: bool, where: str) -> Any:
@@ -148,7 +157,9 @@ def _plain_items(items: Mapping[str, Any], path: tuple[str, ...], homes: dict[in
 def _arguments(obj: Any, path: tuple[str, ...] = ()) -> Table:
     """Constructor arguments that differ from their defaults; tensors are left to the file of weights."""
     arguments = {}
-    for name, parameter in inspect.signature(type(obj)).parameters.items():
+    for name, parameter in _signature(obj, path).items():
+        if name in _DEPRECATED:
+            continue
         try:
             value = getattr(obj, name)
         except AttributeError:
@@ -157,6 +168,13 @@ def _arguments(obj: Any, path: tuple[str, ...] = ()) -> Table:
         if not isinstance(value, Tensor) and value is not parameter.default:
             arguments[name] = value
     return arguments
+
+
+def _signature(obj: Any, path: tuple[str, ...]) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(type(obj)).parameters
+    except ValueError:  # a class written in C
+        raise ConfigError(f"{_at(path)}: a {type(obj).__name__} cannot be written to a file") from None
 
 
 def _homes(root: Any) -> dict[int, tuple[str, ...]]:
@@ -172,4 +190,4 @@ def _homes(root: Any) -> dict[int, tuple[str, ...]]:
 
 
 def _at(path: tuple[str, ...]) -> str:
-    return ".".join(path) or "model"
+    return ".".join(("model", *path))

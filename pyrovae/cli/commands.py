@@ -1,21 +1,39 @@
 """The commands: read options, call the library, print what came out."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from pyrovae.errors import ConfigError
+from pyrovae._version import __version__
+from pyrovae.errors import ConfigError, ResourceError
 
 __all__ = ["app"]
 
 app = typer.Typer(
     name="pyrovae",
-    help="Variational autoencoders as Pyro programs. With --debug an error shows its traceback.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _version(value: bool) -> None:  # noqa: FBT001
+    if value:
+        print(f"pyrovae {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Variational autoencoders as Pyro programs. With --debug an error shows its traceback."""
+
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, as `pyrovae fit` leaves it.")]
 DataArgument = Annotated[str, typer.Argument(metavar="DATA", help="Name of a data set, or a file: npy, npz, csv, IDX.")]
@@ -23,7 +41,9 @@ Out = Annotated[Path, typer.Option("--out", help="File to write.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 Seed = Annotated[int, typer.Option("--seed", help="Of the random numbers.")]
 Draws = Annotated[int, typer.Option("--k", help="Importance draws per row for log p(x).")]
-LabelColumn = Annotated[str | None, typer.Option("--label-column", help="Column of a CSV that is no feature.")]
+LabelColumn = Annotated[
+    str | None, typer.Option("--label-column", help="Column of a CSV that is no feature; default as in training.")
+]
 
 
 def _option(name: str, text: str) -> Any:
@@ -87,6 +107,8 @@ def evaluate(
     """Print ELBO, reconstruction, KL, -log p(x), bits per dimension and active units."""
     from pyrovae.cli import using
 
+    _positive("k", k)
+    _positive("seed", seed, 0)
     using.evaluate(run, data, k=k, seed=seed, label_column=label_column)
 
 
@@ -102,9 +124,9 @@ def sample(
     """Draw rows from p(x), to .npy, .npz, .csv or .png (images, as the likelihood's mean)."""
     from pyrovae.cli import using
 
-    if n < 1:
-        raise ConfigError(f"--n: expected a positive int, received {n}")
-    using.sample(run, n, _free(out, overwrite=overwrite), seed)
+    _positive("n", n)
+    _positive("seed", seed, 0)
+    using.sample(run, n, _free(out, (".npy", ".npz", ".csv", ".png"), overwrite=overwrite), seed)
 
 
 @app.command()
@@ -119,7 +141,7 @@ def encode(
     """Write mean and standard deviation of q(z|x) for every row, to .npz or .csv."""
     from pyrovae.cli import using
 
-    using.encode(run, data, _free(out, overwrite=overwrite), label_column)
+    using.encode(run, data, _free(out, (".npz", ".csv"), overwrite=overwrite), label_column)
 
 
 @app.command()
@@ -136,29 +158,43 @@ def score(
     """Write ELBO, reconstruction, KL and log p(x) with its standard error for every row, to .csv or .npz."""
     from pyrovae.cli import using
 
-    using.score(run, data, _free(out, overwrite=overwrite), k=k, seed=seed, label_column=label_column)
+    _positive("k", k)
+    _positive("seed", seed, 0)
+    using.score(run, data, _free(out, (".csv", ".npz"), overwrite=overwrite), k=k, seed=seed, label_column=label_column)
 
 
 @app.command()
 def parts() -> None:
     """List every part with its formula."""
-    from pyrovae.config import constructor, first_sentence
+    from pyrovae.config import constructor, first_sentence, hyphenated
     from pyrovae.config import parts as all_parts
 
-    for role, table in all_parts().items():
-        if role != "activation":
-            print(
-                f"--{role}" if role in ("prior", "posterior", "likelihood", "net", "objective", "preprocess") else role
-            )
-            for name, part in table.items():
-                arguments = constructor(part)
-                print(f"  {name}({arguments})\n      {first_sentence(part).replace('``', '')}")
-            print()
+    table = all_parts()
+    activations = table.pop("activation")
+    inner = {"scale": "scale, of a head", "schedule": "beta, of elbo, over training"}
+    for role, named in table.items():
+        print(inner.get(role, f"--{role}"))
+        for name, part in named.items():
+            print(f"  {hyphenated(name)}({constructor(part)})\n      {first_sentence(part).replace('``', '')}")
+        print()
+    print(f"activation, of a net\n  {', '.join(map(hyphenated, activations))}")
 
 
-def _free(path: Path, *, overwrite: bool) -> Path:
+def _positive(name: str, value: int, low: int = 1) -> None:
+    if value < low:
+        raise ConfigError(f"--{name}: expected an int from {low}, received {value}")
+
+
+def _free(path: Path, endings: tuple[str, ...], *, overwrite: bool) -> Path:
+    """The file to write, found fit for it before anything is computed."""
+    if path.suffix not in endings:
+        raise ConfigError(f"--out: expected a name that ends in {', '.join(endings)}, received {path.name!r}")
+    if path.is_dir():
+        raise ConfigError(f"{path}: is a directory; name a file in it, --out {path / 'NAME'}{endings[0]}")
     if path.exists() and not overwrite:
         raise ConfigError(f"{path}: exists; choose another --out or add --overwrite")
     if not path.parent.is_dir():
         raise ConfigError(f"{path}: there is no directory {path.parent}; make it or choose another --out")
+    if not os.access(path.parent, os.W_OK):
+        raise ResourceError(f"{path}: {path.parent} cannot be written; choose another --out")
     return path

@@ -1,25 +1,28 @@
 """``pyrovae fit``: from options to a run directory, in the order in which mistakes are cheapest to find."""
 
+import inspect
 import json
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from pyrovae import data as datasets
 from pyrovae import recipes, runs
 from pyrovae.cli import pictures
-from pyrovae.config import part, read_toml
+from pyrovae.config import constructor, instance, part, read_toml
 from pyrovae.data.gate import Schema
-from pyrovae.data.preprocess import Binarize, Preprocess, Threshold
+from pyrovae.data.preprocess import Binarize, Identity, Preprocess, Rescale, Standardize, Threshold
 from pyrovae.data.rows import generator
 from pyrovae.errors import ConfigError, DataError, PyrovaeError
 from pyrovae.evaluation import active_units, elbo_terms, log_marginal
@@ -28,10 +31,11 @@ from pyrovae.models import Model
 from pyrovae.nn import dims
 from pyrovae.spec import describe
 
-__all__ = ["Settings", "measure", "run", "settings", "test_rows"]
+__all__ = ["Settings", "check_rows", "measure", "run", "settings", "test_rows"]
 
 _TEST_NOISE = 777  # binarisation of test rows: once, the same for every model
 _ROWS_SEEN = 6_000_000
+_ROWS_LOOKED_AT = 10_000
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,12 @@ def settings(given: Mapping[str, Any], config: Path | None) -> Settings:
     chosen = Settings(**{**stored, **{k: v for k, v in given.items() if k != "overwrite" or v}})
     if not chosen.data:
         raise ConfigError("DATA: expected the name of a data set or a file, received none; try pyrovae fit digits")
+    for name in ("data", "device", "label_column"):
+        _check_text(name, getattr(chosen, name))
+    if not isinstance(chosen.overwrite, bool):
+        raise ConfigError(f"--overwrite: expected true or false, received {chosen.overwrite!r}")
+    _check_text("out", str(chosen.out) if isinstance(chosen.out, Path) else chosen.out)
+    chosen = replace(chosen, out=None if chosen.out is None else Path(chosen.out))
     for name in ("epochs", "batch", "latent", "k", "patience"):
         _check(name, getattr(chosen, name), int, 1)
     _check("seed", chosen.seed, int, 0)
@@ -86,18 +96,17 @@ def run(chosen: Settings) -> None:
     Raises:
         PyrovaeError: of the kind its exit code says.
     """
-    net, objective = _net(chosen), part(chosen.objective, "objective")()
+    net, objective = _net(chosen), instance(chosen.objective, "objective")
     prior, posterior = part(chosen.prior, "prior"), part(chosen.posterior, "posterior")
     likelihood = None if chosen.likelihood is None else part(chosen.likelihood, "likelihood")
-    step = None if chosen.preprocess is None else part(chosen.preprocess, "preprocess")()
-    directory = runs.claim(_directory(chosen), overwrite=chosen.overwrite)
-    try:
+    step = None if chosen.preprocess is None else instance(chosen.preprocess, "preprocess")
+    with runs.claimed(_directory(chosen), overwrite=chosen.overwrite) as directory:
         source = datasets.load(chosen.data, label_column=chosen.label_column, seed=chosen.seed)
         datasets.check_cells(source.train.x, source=source.train.source, columns=source.train.columns)
-        step = (_preprocess(source) if step is None else step).fit(source.train.x)
-        seen = step(_tensor(source.train.x[:1000]), generator(chosen.seed, 1))
+        step = (_preprocess(source, likelihood) if step is None else step).fit(source.train.x)
+        seen = step(_tensor(source.train.x[:_ROWS_LOOKED_AT]), generator(chosen.seed, 1))
         likelihood = part(_likelihood(step, seen), "likelihood") if likelihood is None else likelihood
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), _refused():
             torch.manual_seed(chosen.seed)
             model = recipes.vae(
                 source.train.x.shape[1:],
@@ -108,13 +117,20 @@ def run(chosen: Settings) -> None:
                 net=net,
                 inputs=seen,
             )
-    except ValueError as error:
-        _discard(directory)
-        raise error if isinstance(error, PyrovaeError) else ConfigError(str(error)) from error
-    except BaseException:
-        _discard(directory)
-        raise
-    _train(chosen, model, objective, source, step, directory)
+        for table in (source.train, source.test):
+            check_rows(model, step, table)
+        _train(chosen, model, objective, source, step, directory)
+
+
+def check_rows(model: Model, step: Preprocess, table: datasets.Table) -> None:
+    """Every cell is a number and, once preprocessed, one that the likelihood can score.
+
+    Raises:
+        DataError: naming the first cell that is not.
+    """
+    noise, support = generator(_TEST_NOISE), model.decode(model.get_submodule("prior")().sample()[None]).support
+    columns, source = table.columns, table.source
+    datasets.check_cells(table.x, support, source=source, columns=columns, transform=lambda rows: step(rows, noise))
 
 
 def _train(
@@ -129,7 +145,11 @@ def _train(
     x, held_out = _hold_out(source.train.x, chosen)
     _announce(chosen, model, source, step, epochs)
     began = time.perf_counter()
-    details: dict[str, Any] = {"schema": Schema.of(source.train).to_dict(), "settings": _plain(chosen)}
+    details: dict[str, Any] = {
+        "schema": Schema.of(source.train).to_dict(),
+        "settings": _plain(chosen),
+        "data": runs.fingerprint((source.train.x, source.test.x)),
+    }
     try:
         history = fit(
             model,
@@ -148,11 +168,12 @@ def _train(
             directory=directory,
         )
     except BaseException:
-        _reseal(directory, details)
+        if _reseal(directory, details):
+            print(f"stopped      {directory} holds the weights of the last good step")
+            sys.stdout.flush()
         raise
-    print(
-        f"trained      {len(history)} epochs in {_clock(time.perf_counter() - began)}, loss {history['loss'][-1]:.2f}"
-    )
+    took = _clock(time.perf_counter() - began)
+    print(f"trained      {_count(len(history), 'epoch')} in {took}, loss {history['loss'][-1]:.2f}")
     if history.stopped:
         print(f"stopped      {history.stopped}")
     x_test = test_rows(step, source.test.x)
@@ -204,54 +225,79 @@ def _check(name: str, value: Any, kind: Any, low: float) -> None:
         raise ConfigError(f"--{name}: expected {expected}, received {value!r}")
 
 
+def _check_text(name: str, value: Any) -> None:
+    if value is not None and (not isinstance(value, str) or "\0" in value):
+        raise ConfigError(f"--{name.replace('_', '-')}: expected text, received {value!r}")
+
+
 def _check_device(name: str) -> None:
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(
-            f"--device: {name!r} is not available here ({str(error).splitlines()[0]}); try cpu"
-        ) from error
+        raise ConfigError(f"--device: {name!r} is not available here; try cpu") from error
 
 
 def _net(chosen: Settings) -> Callable[..., nn.Module]:
+    net = part(chosen.net, "net")
     if chosen.hidden is None:
-        return part(chosen.net, "net")
+        return net
     try:
-        widths = [int(w) for w in (chosen.hidden.split(",") if isinstance(chosen.hidden, str) else chosen.hidden) if w]
+        widths = [int(w) for w in (chosen.hidden.split(",") if isinstance(chosen.hidden, str) else chosen.hidden)]
     except (TypeError, ValueError):
-        raise ConfigError(f"--hidden: expected widths such as 300,300, received {chosen.hidden!r}") from None
-    text = chosen.net if isinstance(chosen.net, str) else "a table"
-    if "(" in text or not isinstance(chosen.net, str):
-        raise ConfigError(f"--hidden: --net is {text}, so give the widths there: 'gated-mlp(hidden=[300,300])'")
-    return part(f"{chosen.net}(hidden={widths})", "net")
+        widths = []
+    if not widths or min(widths) < 1:
+        raise ConfigError(f"--hidden: expected widths such as 300,300, received {chosen.hidden!r}")
+    name = getattr(net, "__name__", None)
+    if name is None:
+        raise ConfigError("--hidden: --net has arguments of its own, so give the widths there: 'mlp(hidden=[300,300])'")
+    if "hidden" not in inspect.signature(net).parameters:
+        raise ConfigError(f"--hidden: {name} has no hidden layers of given widths; it takes {constructor(net)}")
+    return part({"type": name, "hidden": widths}, "net")
 
 
 def _directory(chosen: Settings) -> Path:
     if chosen.out is not None:
         return Path(chosen.out)
-    stem = Path(chosen.data).stem or "run"
+    stem = Path(chosen.data).name.split(".")[0] or "run"
     names = (f"{stem}-{i}" if i > 1 else stem for i in range(1, 10**6))
     return next(path for name in names if not (path := Path("runs") / name).exists())
 
 
-def _discard(directory: Path) -> None:
-    """Nothing was trained: leave no empty directory behind."""
-    if not any(directory.iterdir()):
-        directory.rmdir()
-
-
-def _preprocess(source: datasets.DataSet) -> Preprocess:
-    """A named data set knows its step; a file's follows from its values."""
-    if source.preprocess != "Identity":
-        return part(source.preprocess, "preprocess")()
-    x = np.asarray(source.train.x[:100_000])
-    if x.dtype == np.uint8 and x.max() > 1:
-        return part("rescale", "preprocess")()
+def _preprocess(source: datasets.DataSet, likelihood: Callable[..., Any] | None) -> Preprocess:
+    """A named data set knows its step, unless its bits are not what the likelihood wants; a file's follows from it."""
+    support = None if likelihood is None else _support(likelihood)
+    if source.preprocess != "Identity" and not (
+        source.preprocess == "Binarize" and support not in (None, constraints.boolean)
+    ):
+        return instance(source.preprocess, "preprocess")
+    x = _tensor(source.train.x[:_ROWS_LOOKED_AT])
+    if support is not None and support is not constraints.real and bool(support.check(x).all()):
+        return Identity()
+    if x.dtype == torch.uint8 and x.max() > 1:
+        return Rescale()
     inside = bool(x.min() >= 0) and bool(x.max() <= 1)
-    return part("identity" if inside else "standardize", "preprocess")()
+    return Identity() if inside or support not in (None, constraints.real) else Standardize()
+
+
+def _support(likelihood: Callable[..., Any]) -> constraints.Constraint:
+    """Of one element: the head is built without context to be asked."""
+    with torch.random.fork_rng(), _refused():
+        support = likelihood(1)().support
+    return getattr(support, "base_constraint", support)
+
+
+@contextmanager
+def _refused() -> Iterator[None]:
+    """Arguments that a part refuses in PyTorch's or Python's words."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise error if isinstance(error, PyrovaeError) else ConfigError(f"the parts do not fit: {error}") from error
 
 
 def _likelihood(step: Preprocess, seen: Tensor) -> str:
+    if isinstance(step, Standardize):
+        return "normal(scale=learned-scale)"
     if isinstance(step, (Binarize, Threshold)) or bool(((seen == 0) | (seen == 1)).all()):
         return "bernoulli"
     if seen.min() >= 0 and seen.max() <= 1:
@@ -286,7 +332,8 @@ def _announce(chosen: Settings, model: Model, source: datasets.DataSet, step: Pr
     for role in ("prior", "likelihood", "posterior"):
         print(f"{role:<12} {_summary(table[role])}")
     print(
-        f"parameters   {count:,}; {epochs} epochs of batches of {chosen.batch}, Adam {chosen.lr:g}, seed {chosen.seed}"
+        f"parameters   {count:,}; {_count(epochs, 'epoch')} of batches of {chosen.batch}, "
+        f"Adam {chosen.lr:g}, seed {chosen.seed}"
     )
     sys.stdout.flush()
 
@@ -303,11 +350,15 @@ def _value(value: Any) -> str:
     return _summary(value) if isinstance(value, Mapping) else str(value).lstrip("$")
 
 
-def _reseal(directory: Path, details: Mapping[str, Any]) -> None:
-    """What training wrote about itself, and what only the command knows."""
+def _reseal(directory: Path, details: Mapping[str, Any]) -> bool:
+    """What training wrote about itself, and what only the command knows; False if training wrote nothing."""
     manifest = directory / "manifest.json"
-    if manifest.is_file():
-        runs.seal(directory, json.loads(manifest.read_text(encoding="utf-8")) | details)
+    if not manifest.is_file():
+        return False
+    written = json.loads(manifest.read_text(encoding="utf-8"))
+    kept = {k: v for k, v in written.items() if k not in ("format", "versions", "files")}
+    runs.seal(directory, {**kept, **details})
+    return True
 
 
 def _plain(chosen: Settings) -> dict[str, Any]:
@@ -317,6 +368,10 @@ def _plain(chosen: Settings) -> dict[str, Any]:
 
 def _tensor(x: np.ndarray) -> Tensor:
     return torch.tensor(np.asarray(x))
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def _clock(seconds: float) -> str:

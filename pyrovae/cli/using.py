@@ -1,5 +1,6 @@
 """Commands that use a finished run: the stored schema and preprocessing are applied to whatever comes in."""
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,11 +10,12 @@ import torch
 from pyrovae import data as datasets
 from pyrovae import plots
 from pyrovae.cli.pictures import mean_samples
-from pyrovae.cli.training import measure, test_rows
+from pyrovae.cli.training import check_rows, measure, test_rows
 from pyrovae.config import Run, load
-from pyrovae.errors import ConfigError, ModelFileError
+from pyrovae.errors import ConfigError, DataError, ModelFileError
 from pyrovae.evaluation import elbo_terms, log_marginal
 from pyrovae.models import Model
+from pyrovae.runs import fingerprint, write
 
 __all__ = ["encode", "evaluate", "sample", "score"]
 
@@ -22,27 +24,37 @@ def evaluate(run: Path, data: str | None, *, k: int, seed: int, label_column: st
     """Print the figures of a run on its own test rows or on other data."""
     loaded = load(run)
     model = _model(loaded)
-    table = _own_test(loaded) if data is None else _table(data, label_column)
+    if data is None and label_column is not None:
+        raise ConfigError("--label-column: belongs to DATA, and the run's own data were asked for; name DATA")
+    table = _own_test(loaded) if data is None else _table(data, label_column, loaded)
     print(f"data         {table.source}")
     measure(model, _seen(loaded, table), k=k, seed=seed)
 
 
 def sample(run: Path, n: int, out: Path, seed: int) -> None:
     """Draw rows and write them."""
-    model = _model(load(run))
+    loaded = load(run)
+    model = _model(loaded)
     if out.suffix == ".png":
-        plots.images(mean_samples(model, n, seed), out)
+        drawn = mean_samples(model, n, seed)
+        if not plots.is_image(drawn):
+            raise ConfigError(f"--out: rows of shape {tuple(drawn.shape[1:])} are no images; write .npy, .npz or .csv")
+        plots.images(drawn, out)
     else:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            _write(out, {"x": model.sample(n).numpy(force=True)})
-    print(f"{n} samples written to {out}")
+            rows = model.sample(n).numpy(force=True)
+        names = loaded.schema.columns if loaded.schema and out.suffix == ".csv" else None
+        _write(out, {"x": rows} if names is None else dict(zip(names, rows.T, strict=True)))
+    step = type(loaded.preprocess).__name__
+    print(f"{n} samples written to {out}" + (f", as the model sees rows: after {step}" if step != "Identity" else ""))
 
 
 def encode(run: Path, data: str, out: Path, label_column: str | None) -> None:
     """Write the parameters of q(z|x), and the labels where there are some."""
-    loaded, table = load(run), _table(data, label_column)
-    x, model = _seen(loaded, table), _model(loaded)
+    loaded = load(run)
+    table, model = _table(data, label_column, loaded), _model(loaded)
+    x = _seen(loaded, table)
     codes = [model.encode(rows) for rows in x.split(5000)]
     columns = {
         "loc": torch.cat([q.mean for q in codes]).numpy(force=True),
@@ -54,8 +66,9 @@ def encode(run: Path, data: str, out: Path, label_column: str | None) -> None:
 
 def score(run: Path, data: str, out: Path, *, k: int, seed: int, label_column: str | None) -> None:
     """Write every row's bounds and its estimate of log p(x)."""
-    loaded, table = load(run), _table(data, label_column)
-    x, model = _seen(loaded, table), _model(loaded)
+    loaded = load(run)
+    model = _model(loaded)
+    x = _seen(loaded, _table(data, label_column, loaded))
     terms, marginal = elbo_terms(model, x, seed=seed), log_marginal(model, x, k=k, seed=seed)
     columns = {
         "elbo": terms.elbo,
@@ -74,38 +87,51 @@ def _model(loaded: Run) -> Model:
     return loaded.model
 
 
-def _table(data: str, label_column: str | None) -> datasets.Table:
-    """The test rows of a named data set, every row of a file."""
+def _table(data: str, label_column: str | None, loaded: Run) -> datasets.Table:
+    """The test rows of a named data set, every row of a file, without the column that was the label in training."""
     if data in datasets.names():
-        return datasets.load(data).test
+        return datasets.load(data, label_column=label_column).test
+    trained = loaded.manifest.get("settings", {}).get("label_column")
+    if label_column is None and trained is not None:
+        try:
+            return datasets.read(data, label_column=trained)
+        except (ConfigError, DataError):
+            pass  # new rows may come without labels
     return datasets.read(data, label_column=label_column)
 
 
 def _own_test(loaded: Run) -> datasets.Table:
+    """The test rows that were set apart in training, if the data are still the same."""
     settings = loaded.manifest.get("settings")
     if settings is None:
         raise ConfigError(f"DATA: {loaded.directory} does not say what it was trained on; name the data")
-    return datasets.load(settings["data"], label_column=settings.get("label_column"), seed=settings["seed"]).test
+    source = datasets.load(settings["data"], label_column=settings.get("label_column"), seed=settings["seed"])
+    if fingerprint((source.train.x, source.test.x)) != loaded.manifest.get("data"):
+        raise DataError(
+            f"{settings['data']}: has changed since the training of {loaded.directory}, so its test rows may have been "
+            "trained on; put the old file back, or name DATA to evaluate every row of it"
+        )
+    return source.test
 
 
 def _seen(loaded: Run, table: datasets.Table) -> torch.Tensor:
     table = table if loaded.schema is None else loaded.schema.apply(table)
-    datasets.check_cells(table.x, source=table.source, columns=table.columns)
+    check_rows(_model(loaded), loaded.preprocess, table)
     return test_rows(loaded.preprocess, table.x)
 
 
 def _write(out: Path, columns: Mapping[str, np.ndarray]) -> None:
+    buffer = io.BytesIO()
     if out.suffix == ".npz":
-        np.savez(out, **columns)  # pyright: ignore[reportArgumentType]
-    elif out.suffix == ".npy" and len(columns) == 1:
-        np.save(out, next(iter(columns.values())))
-    elif out.suffix == ".csv":
-        _write_csv(out, columns)
+        np.savez(buffer, **columns)  # pyright: ignore[reportArgumentType]
+    elif out.suffix == ".npy":
+        np.save(buffer, next(iter(columns.values())))
     else:
-        raise ConfigError(f"--out: expected a name that ends in .npz or .csv, received {out.name!r}")
+        _write_csv(buffer, columns)
+    write(out, buffer.getvalue())
 
 
-def _write_csv(out: Path, columns: Mapping[str, np.ndarray]) -> None:
+def _write_csv(out: io.BytesIO, columns: Mapping[str, np.ndarray]) -> None:
     import pandas as pd
 
     table = {}
