@@ -71,7 +71,8 @@ class LogMarginal:
     @property
     def row_standard_error(self) -> float:
         """Of the mean as an estimate for rows that were not seen: ``sd(values) / sqrt(rows)``."""
-        return self.values.double().std().item() / math.sqrt(len(self.values))
+        rows = len(self.values)
+        return self.values.double().std().item() / math.sqrt(rows) if rows > 1 else math.nan
 
     @property
     def bits_per_dim(self) -> float:

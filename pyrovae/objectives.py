@@ -164,7 +164,7 @@ class IWAE(Objective):
     """
 
     def __init__(self, k: int = 50) -> None:
-        if k < 1:
+        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise ConfigError(f"k: expected a positive int, received {k!r}")
         self.k = k
 

@@ -5,10 +5,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
-
 from pyrovae.conditional import Conditional, NetBuilder, Shape
-from pyrovae.errors import ConfigError
 from pyrovae.families import Bernoulli, Normal
 from pyrovae.models import VAE
 from pyrovae.nn import GatedMLP
@@ -27,21 +24,16 @@ def vae(
     likelihood: Part = Bernoulli,
     posterior: Part = Normal,
     net: NetBuilder = GatedMLP,
-    inputs: Tensor | None = None,
 ) -> VAE:
     """A VAE whose parts are classes or partials of them; what they leave open is filled in.
 
     Args:
         shape: of one x.
         latent: shape of z.
-        prior: takes ``shape``, and ``posterior`` and ``inputs`` where it knows them.
+        prior: takes ``shape``, and ``posterior`` where it knows it.
         likelihood: takes ``shape``, ``context`` and ``net``.
         posterior: takes ``shape``, ``context`` and ``net``.
         net: of every head that does not bring its own.
-        inputs: rows of the data, as the model sees them, for a prior that starts from them.
-
-    Raises:
-        ConfigError: for an argument that a part refuses.
 
     Example:
         >>> from pyrovae import Mixture
@@ -50,7 +42,7 @@ def vae(
     """
     q = _complete(posterior, shape=latent, context=shape, net=net)
     return VAE(
-        prior=_complete(prior, shape=latent, posterior=q, inputs=_starts(prior, inputs)),
+        prior=_complete(prior, shape=latent, posterior=q),
         likelihood=_complete(likelihood, shape=shape, context=latent, net=net),
         posterior=q,
     )
@@ -61,16 +53,3 @@ def _complete(part: Part, **available: Any) -> Conditional:
     known = inspect.signature(part).parameters
     bound = part.keywords if isinstance(part, functools.partial) else {}
     return part(**{k: v for k, v in available.items() if k in known and k not in bound})
-
-
-def _starts(prior: Part, inputs: Tensor | None) -> Tensor | None:
-    """The first rows, as many as a prior on pseudo-inputs has components."""
-    known = inspect.signature(prior).parameters
-    if inputs is None or not {"inputs", "components"} <= known.keys():
-        return None
-    count = known["components"].default
-    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= len(inputs):
-        raise ConfigError(
-            f"components: expected an int from 1 to {len(inputs)} (rows to start from), received {count!r}"
-        )
-    return inputs[:count]

@@ -146,7 +146,10 @@ def _describe(obj: Any, path: tuple[str, ...], homes: dict[int, tuple[str, ...]]
         return "$" + ".".join(home)
     if inspect.isfunction(obj) or inspect.ismethod(obj):
         raise ConfigError(f"{_at(path)}: a function of your own cannot be written to a file; use a documented part")
-    return {"type": type(obj).__name__} | _plain_items(_arguments(obj, path), path, homes)
+    arguments = _arguments(obj, path)
+    if type(obj).__module__.split(".")[0] not in ("pyrovae", "pyro", "torch"):
+        raise ConfigError(f"{_at(path)}: {type(obj).__name__} is a class of your own, which no file can rebuild")
+    return {"type": type(obj).__name__} | _plain_items(arguments, path, homes)
 
 
 def _plain_items(items: Mapping[str, Any], path: tuple[str, ...], homes: dict[int, tuple[str, ...]]) -> Table:

@@ -151,7 +151,6 @@ USAGE = [
     (["fit", "digits", "--prior", "vapm"], "--prior", "did you mean 'vamp'"),
     (["fit", "digits", "--prior", "vamp(component=5)"], "--prior", "did you mean 'components'"),
     (["fit", "digits", "--prior", "vamp(components=0)"], "components", "0"),
-    (["fit", "digits", "--prior", "vamp(components=9999)"], "components", "1500", "9999"),
     (["fit", "digits", "--prior", "mixture(components='5')"], "components", "'5'"),
     (["fit", "digits", "--prior", "mixture(components=[1])"], "components", "[1]"),
     (["fit", "digits", "--likelihood", "gauss"], "--likelihood", "continuous-bernoulli"),
@@ -162,7 +161,7 @@ USAGE = [
     (["fit", "digits", "--objective", "elbow"], "--objective", "did you mean 'elbo'"),
     (["fit", "digits", "--objective", "elbo(beta=-1)"], "--objective", "beta", "-1"),
     (["fit", "digits", "--preprocess", "binarise"], "--preprocess", "did you mean 'binarize'"),
-    (["fit", "digits", "--label-column", "kind"], "label_column", "files"),
+    (["fit", "digits", "--label-column", "kind"], "label column", "file"),
     (["fit", "iris", "--net", "conv", *QUICK[:4]], "image", "MLP"),
     (["fit", "digits", "--config", "nope.toml"], "nope.toml", "no such file"),
 ]
@@ -439,7 +438,7 @@ def test_evaluate(ok, trained, monkeypatch):
     out = ok("evaluate", "digits", "--k", "5")
     assert out.splitlines()[1] == "test rows    297"
     results = pv.load(trained / "digits").manifest["results"]
-    assert f"{-results['log_prob']:.2f} ± " in out
+    assert f"-log p(x)    {-results['log_prob']:.2f} nats" in out
     assert "test rows    60" in ok("evaluate", "table", "table.csv", "--k", "5")
     assert "test rows    6" in ok("evaluate", "table", "--k", "5")
 
@@ -463,9 +462,7 @@ def test_sample(ok, refused, trained, here):
     ok("sample", run, "--n", "3", "--out", "b.npy", "--seed", "1")
     assert np.load("a.npy").shape == (3, 1, 8, 8)
     assert np.array_equal(np.load("a.npy"), np.load("b.npy"))
-    assert ok("sample", run, "--n", "3", "--out", "a.npz") == "3 samples written to a.npz, as the model sees rows: " + (
-        "after Binarize\n"
-    )
+    assert ok("sample", run, "--n", "3", "--out", "a.npz") == "3 samples written to a.npz\n"
     assert np.load("a.npz")["x"].shape == (3, 1, 8, 8)
     ok("sample", run, "--n", "5", "--out", "a.png")
     assert Path("a.png").read_bytes().startswith(b"\x89PNG")

@@ -72,7 +72,7 @@ def fit(
     epochs: Annotated[int | None, _option("--epochs", "Passes over the data; by default by its size.")] = None,
     batch: Annotated[int | None, _option("--batch", "Rows in a batch; default 128.")] = None,
     lr: Annotated[
-        float | None, _option("--lr", "Learning rate at the start, decaying as a cosine; default 1e-3.")
+        float | None, _option("--lr", "Learning rate at the start, decaying as a cosine; default 3e-3.")
     ] = None,
     clip: Annotated[float | None, _option("--clip", "Largest gradient norm.")] = None,
     patience: Annotated[

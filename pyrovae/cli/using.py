@@ -43,11 +43,10 @@ def sample(run: Path, n: int, out: Path, seed: int) -> None:
     else:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            rows = model.sample(n).numpy(force=True)
+            rows = loaded.preprocess.inverse(model.sample(n).cpu()).numpy(force=True)
         names = loaded.schema.columns if loaded.schema and out.suffix == ".csv" else None
         _write(out, {"x": rows} if names is None else dict(zip(names, rows.T, strict=True)))
-    step = type(loaded.preprocess).__name__
-    print(f"{n} samples written to {out}" + (f", as the model sees rows: after {step}" if step != "Identity" else ""))
+    print(f"{n} samples written to {out}")
 
 
 def encode(run: Path, data: str, out: Path, label_column: str | None) -> None:

@@ -138,7 +138,7 @@ def load(
             name, *_split(read(name_or_path, label_column=label_column, key=key), test_fraction, seed), "Identity"
         )
     if label_column is not None or key is not None:
-        raise ConfigError(f"{name}: label_column and key are for files: leave them out")
+        raise ConfigError(f"{name}: a label column or key is for files; this data set has neither: leave it out")
     if name in _REMOTE:
         return _idx_set(name, _REMOTE[name])
     if name == "digits":
@@ -266,7 +266,7 @@ def _open(url: str) -> Any:
 
 
 def _download_all(name: str, remote: _Remote, folder: Path) -> None:
-    looked = listing(_places(name, remote))
+    looked = ", ".join(place(folder) for folder in _places(name, remote))
     by_hand = f"set PYROVAE_DATA to a folder with {name}/{next(iter(remote.sha256))}.gz and its three companions"
     if os.environ.get("PYROVAE_OFFLINE"):
         raise DataError(f"{name}: not found in {looked}, and PYROVAE_OFFLINE forbids a download: {by_hand}")

@@ -342,6 +342,8 @@ def _advice(cells: np.ndarray, value: str, place: str, support: constraints.Cons
 
 
 def _words(support: constraints.Constraint) -> str:
+    if isinstance(support, constraints.integer_interval):
+        return f"whole numbers from {support.lower_bound} to {support.upper_bound}"
     return _IN_WORDS.get(support, shown(support))
 
 

@@ -28,6 +28,10 @@ class Preprocess(abc.ABC):
             generator: of a random step; None draws from the global one.
         """
 
+    def inverse(self, x: Tensor) -> Tensor:
+        """Rows as they would be stored, from rows as the model sees them; where that is impossible, those."""
+        return x
+
     def fit(self, x: Tensor | np.ndarray) -> "Preprocess":
         """The step with what it takes from the training rows; most take nothing."""
         return self
@@ -56,6 +60,10 @@ class Rescale(Preprocess):
     def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """``x / maximum``."""
         return _floating(x) / self.maximum
+
+    def inverse(self, x: Tensor) -> Tensor:
+        """``x * maximum``."""
+        return x * self.maximum
 
 
 class Binarize(Preprocess):
@@ -128,9 +136,18 @@ class Standardize(Preprocess):
 
     def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """``(x - mean) / scale``."""
+        mean, scale = self._known()
+        return _floating((x.double() - mean) / scale)
+
+    def inverse(self, x: Tensor) -> Tensor:
+        """``x * scale + mean``."""
+        mean, scale = self._known()
+        return _floating(x.double() * scale + mean)
+
+    def _known(self) -> tuple[Tensor, Tensor]:
         if self.mean is None or self.scale is None:
             raise ConfigError("Standardize: mean and scale are unknown; call fit(x) with the training rows first")
-        return _floating((x.double() - torch.tensor(self.mean)) / torch.tensor(self.scale))
+        return torch.tensor(self.mean, dtype=torch.float64), torch.tensor(self.scale, dtype=torch.float64)
 
 
 def _floating(x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pyrovae.data import check_cells
 from pyrovae.data.preprocess import Preprocess
-from pyrovae.errors import ConfigError, PyrovaeError, TrainingDiverged
+from pyrovae.errors import ConfigError, PyrovaeError, ResourceError, TrainingDiverged
 from pyrovae.handlers import frozen, run, sample_sites
 
 __all__ = ["check_data", "check_program", "diverged"]
@@ -22,6 +22,7 @@ def check_program(model: nn.Module, objective: Any, batch: Sequence[Tensor]) -> 
 
     Raises:
         ConfigError: in Pyro's own words, which name the site.
+        ResourceError: if the batch does not fit into memory.
     """
     with frozen(model, seed=0), pyro.validation_enabled(True), warnings.catch_warnings():
         warnings.filterwarnings("error", message="(?is).*(found .* in (model|guide)|mean.field|enumerat)")
@@ -30,6 +31,10 @@ def check_program(model: nn.Module, objective: Any, batch: Sequence[Tensor]) -> 
         except PyrovaeError:
             raise
         except (ValueError, RuntimeError, TypeError, NotImplementedError, UserWarning) as error:
+            if "alloc" in str(error).lower():
+                raise ResourceError(
+                    "out of memory while scoring the first batch; a smaller batch needs less"
+                ) from error
             raise ConfigError(f"the model cannot score its first batch: {_one_line(error)}") from error
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         received = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
