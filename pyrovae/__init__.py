@@ -25,7 +25,7 @@ from pyrovae.fit import Callback, EarlyStopping, History, Progress, State, fit
 from pyrovae.handlers import temper
 from pyrovae.models import VAE, Model
 from pyrovae.nn import MLP, ConvNet, GatedMLP, ResNet
-from pyrovae.objectives import ELBO, IWAE, Cyclical, Linear, Objective
+from pyrovae.objectives import ELBO, IWAE, Cyclical, Objective, Warmup
 from pyrovae.priors import Mixture, StandardNormal, VampPrior
 
 __all__ = [
@@ -53,7 +53,6 @@ __all__ = [
     "Identity",
     "Laplace",
     "LearnedScale",
-    "Linear",
     "LogMarginal",
     "Mixture",
     "Model",
@@ -78,6 +77,7 @@ __all__ = [
     "Threshold",
     "TrainingDiverged",
     "VampPrior",
+    "Warmup",
     "__version__",
     "active_units",
     "data",

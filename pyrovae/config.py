@@ -42,13 +42,11 @@ _ROLES: dict[str, tuple[Any, tuple[str, ...]]] = {
     "net": (networks, ("MLP", "GatedMLP", "ConvNet", "ResNet")),
     "activation": (nn, ("ReLU", "SiLU", "GELU", "Softplus", "Tanh", "ELU", "LeakyReLU")),
     "objective": (objectives, ("ELBO", "IWAE")),
-    "schedule": (objectives, ("Linear", "Cyclical")),
+    "schedule": (objectives, ("Warmup", "Cyclical")),
     "preprocess": (preprocess, ("Identity", "Rescale", "Binarize", "Threshold", "Standardize")),
 }
 _BUILDERS = ("scale", "net", "activation")  # called later, by the part they are given to
-_MORE = {c.__name__: c for c in (models.VAE, Trace_ELBO, TraceMeanField_ELBO, TraceEnum_ELBO)} | {
-    "Linear": objectives.Linear
-}
+_MORE = {c.__name__: c for c in (models.VAE, nn.Linear, Trace_ELBO, TraceMeanField_ELBO, TraceEnum_ELBO)}
 NAMES: dict[str, Callable[..., Any]] = _MORE | {n: getattr(room, n) for room, names in _ROLES.values() for n in names}
 
 
@@ -56,6 +54,7 @@ def parts() -> dict[str, dict[str, Callable[..., Any]]]:
     """Every part by the role it can take, then by name; learned heads without context are priors too."""
     table = {role: {name: NAMES[name] for name in names} for role, (_, names) in _ROLES.items()}
     table["prior"] |= {name: NAMES[name] for name in _HEADS}
+    table["net"]["Linear"] = NAMES["Linear"]
     return table
 
 
@@ -243,12 +242,13 @@ def hyphenated(name: str) -> str:
 
 def first_sentence(obj: Callable[..., Any]) -> str:
     """The first line of a docstring, with its formula."""
-    return (inspect.getdoc(obj) or "").split("\n\n")[0].replace("\n", " ")
+    return re.sub(r"``|:\w+:|`", "", (inspect.getdoc(obj) or "").split("\n\n")[0]).replace("\n", " ")
 
 
 def constructor(obj: Callable[..., Any]) -> str:
     """Arguments a user may give at the command line."""
-    supplied = {"shape", "context", "posterior", "inputs", "in_shape", "out_shape", "estimator", "sites"}
+    supplied = {"shape", "context", "posterior", "inputs", "in_shape", "out_shape", "in_features", "out_features"}
+    supplied |= {"device", "dtype", "bias", "estimator", "sites"}
     known = inspect.signature(obj).parameters
     return ", ".join(f"{n}={_shown(p.default)}" for n, p in known.items() if n not in supplied)
 

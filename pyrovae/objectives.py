@@ -18,13 +18,13 @@ from pyrovae.errors import ConfigError
 from pyrovae.evaluation import log_weights
 from pyrovae.handlers import temper
 
-__all__ = ["ELBO", "IWAE", "Cyclical", "Linear", "Objective", "Schedule"]
+__all__ = ["ELBO", "IWAE", "Cyclical", "Objective", "Schedule", "Warmup"]
 
 Schedule = Callable[[Any], Any]
 """A function of progress t in [0, 1], a number or a scalar tensor, that gives a weight of the same kind."""
 
 
-class Linear:
+class Warmup:
     r"""Rises from ``start`` to ``end`` over the first ``over`` of training, then stays: KL warm-up.
 
     Args:
@@ -37,7 +37,7 @@ class Linear:
         Ladder variational autoencoders (Sonderby et al., 2016)
 
     Example:
-        >>> Linear(over=0.1)(0.05), Linear(over=0.1)(0.5)
+        >>> Warmup(over=0.1)(0.05), Warmup(over=0.1)(0.5)
         (0.5, 1.0)
     """
 
@@ -122,7 +122,7 @@ class ELBO(Objective):
     Example:
         >>> import pyrovae as pv
         >>> vae = pv.VAE(pv.StandardNormal(2), pv.Bernoulli(4, context=2), pv.Normal(2, context=4))
-        >>> loss = ELBO(beta=Linear(over=0.1))(vae, torch.ones(8, 4))
+        >>> loss = ELBO(beta=Warmup(over=0.1))(vae, torch.ones(8, 4))
     """
 
     def __init__(

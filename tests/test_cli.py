@@ -382,7 +382,7 @@ latent = 2
 epochs = 1
 k = 5
 hidden = [8]
-objective = {type = "ELBO", beta = {type = "Linear", over = 0.5}}
+objective = {type = "ELBO", beta = {type = "Warmup", over = 0.5}}
 
 [prior]
 type = "Mixture"

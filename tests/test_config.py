@@ -29,7 +29,7 @@ OBJECTS = {
     "Categorical": [pv.Categorical(5, context=2, classes=17)],
     "ELBO": [pv.ELBO(), pv.ELBO(beta=pv.Cyclical(cycles=2)), pv.ELBO(beta=4.0, sites=["z"])],
     "IWAE": [pv.IWAE(k=5)],
-    "Linear": [pv.Linear(over=0.5, end=2.0)],
+    "Warmup": [pv.Warmup(over=0.5, end=2.0)],
     "Cyclical": [pv.Cyclical(rise=0.25)],
     "Identity": [pv.Identity()],
     "Rescale": [pv.Rescale(16.0)],
@@ -171,7 +171,7 @@ def test_text_and_tables_mean_the_same_parts(text, role, expected):
 
 
 def test_instances():
-    assert instance("elbo(beta=linear(over=0.5))", "objective").beta(0.25) == 0.5
+    assert instance("elbo(beta=warmup(over=0.5))", "objective").beta(0.25) == 0.5
     assert instance("elbo(beta=4)", "objective").beta == 4
     assert instance({"type": "IWAE", "k": 3}, "objective").k == 3
     assert isinstance(instance("binarize", "preprocess"), pv.Binarize)
@@ -212,7 +212,7 @@ def test_text_that_means_no_part(text, role, words):
     [
         ("iwae(k=0)", ["--objective", "k", "positive int", "0"]),
         ("elbo(beta=-1)", ["--objective", "beta", "-1"]),
-        ("elbo(beta=linear(over=2))", ["--objective.beta", "over", "2"]),
+        ("elbo(beta=warmup(over=2))", ["--objective.beta", "over", "2"]),
         ("elbo(beta=lineer)", ["--schedule", "did you mean 'linear'"]),
     ],
 )

@@ -44,6 +44,7 @@ PRIORS = {
     "StudentT": lambda shape: pv.StudentT(shape),
 }
 REAL = ("Normal", "Laplace", "StudentT")
+# torch's Linear is a network too: a linear VAE
 NETWORKS = {"MLP": pv.MLP, "GatedMLP": pv.GatedMLP, "ConvNet": pv.ConvNet, "ResNet": pv.ResNet}
 small = functools.partial(pv.MLP, hidden=(5,))
 
@@ -168,6 +169,11 @@ def test_description_builds_the_part_again(make):
     assert {n: t.shape for n, t in again.state_dict().items()} == {n: t.shape for n, t in part.state_dict().items()}
 
 
+def test_a_linear_network_is_described_as_torch_s():
+    table = describe(pv.Normal(3, context=2, net=torch.nn.Linear))
+    assert isinstance(build(table, NAMES).network, torch.nn.Linear)
+
+
 @every(HEADS)
 def test_head_works_in_plates(make):
     head = make(3, context=2, net=small).eval()
@@ -253,7 +259,7 @@ def test_outputs_of_every_likelihood(likelihood):
     [
         pv.ELBO(),
         pv.ELBO(beta=0.0),
-        pv.ELBO(beta=pv.Linear(over=0.5)),
+        pv.ELBO(beta=pv.Warmup(over=0.5)),
         pv.ELBO(beta=pv.Cyclical(cycles=2)),
         pv.ELBO(estimator=TraceMeanField_ELBO(max_plate_nesting=1)),
         pv.IWAE(k=5),

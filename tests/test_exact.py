@@ -631,7 +631,7 @@ def test_beta_one_is_plain_and_beta_zero_leaves_the_prior_untrained():
 
 def test_schedule_of_beta():
     vae, x = linear_vae(), torch.randn(4, D)
-    annealed = pv.ELBO(beta=pv.Linear(over=0.5, start=0.2, end=2.0))
+    annealed = pv.ELBO(beta=pv.Warmup(over=0.5, start=0.2, end=2.0))
     for t, beta in ((0.0, 0.2), (0.25, 1.1), (0.5, 2.0), (1.0, 2.0)):
         close(on_same_noise(annealed.at(t), vae, x), on_same_noise(pv.ELBO(beta=beta), vae, x), 1e-12)
     close(on_same_noise(annealed, vae, x), on_same_noise(pv.ELBO(beta=2.0), vae, x), 1e-12)

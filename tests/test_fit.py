@@ -267,10 +267,10 @@ def test_schedules_reach_the_objective(x):
 
     pv.fit(vae(), x, objective=Watch(), epochs=2, batch_size=25)
     assert seen == [0.0, 0.25, 0.5, 0.75]
-    warm = pv.ELBO(beta=pv.Linear(over=0.5))
+    warm = pv.ELBO(beta=pv.Warmup(over=0.5))
     assert [warm.at(t).beta for t in (0.0, 0.25, 0.5, 1.0)] == [0.0, 0.5, 1.0, 1.0]
     for t in torch.linspace(0, 1, 23):
-        for schedule in (pv.Linear(0.3, 0.1, 2.0), pv.Cyclical(3, 0.4)):
+        for schedule in (pv.Warmup(0.3, 0.1, 2.0), pv.Cyclical(3, 0.4)):
             assert schedule(t).item() == pytest.approx(schedule(t.item()), abs=1e-5)
 
 

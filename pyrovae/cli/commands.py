@@ -175,7 +175,7 @@ def parts() -> None:
     for role, named in table.items():
         print(inner.get(role, f"--{role}"))
         for name, part in named.items():
-            print(f"  {hyphenated(name)}({constructor(part)})\n      {first_sentence(part).replace('``', '')}")
+            print(f"  {hyphenated(name)}({constructor(part)})\n      {first_sentence(part)}")
         print()
     print(f"activation, of a net\n  {', '.join(map(hyphenated, activations))}")
 

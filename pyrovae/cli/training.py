@@ -48,7 +48,7 @@ class Settings:
     likelihood: Any = None
     posterior: Any = "normal"
     net: Any = "gated-mlp"
-    objective: Any = "elbo(beta=linear(over=0.5))"
+    objective: Any = "elbo(beta=warmup(over=0.5))"
     preprocess: Any = None
     latent: int | None = None
     hidden: Any = None
