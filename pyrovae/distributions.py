@@ -9,7 +9,7 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 from torch.nn.functional import softplus
 
-__all__ = ["CalibratedNormal", "ContinuousBernoulli", "NormalMixture", "mixture", "positive"]
+__all__ = ["CalibratedNormal", "ContinuousBernoulli", "NormalMixture", "center", "mixture", "positive"]
 
 
 class ContinuousBernoulli(TorchDistribution):
@@ -175,6 +175,12 @@ def positive(raw: Tensor) -> Tensor:
     A scale in that range neither underflows in a square nor overflows in a precision, even in float32.
     """
     return torch.exp(10 * torch.tanh(raw / 10))
+
+
+def center(distribution: TorchDistribution) -> Tensor:
+    """The mean; where there is none, as for classes or a Cauchy tail, the mode."""
+    mean = distribution.mean
+    return torch.where(mean.isnan(), distribution.mode, mean) if mean.isnan().any() else mean
 
 
 class CalibratedNormal(dist.Normal):

@@ -12,6 +12,7 @@ from pyro.nn import PyroModule, pyro_method
 from torch import Tensor
 
 from pyrovae.conditional import Conditional
+from pyrovae.distributions import center
 from pyrovae.evaluation import Rows, as_tensor, log_marginal
 from pyrovae.handlers import frozen
 
@@ -97,7 +98,7 @@ class Model(PyroModule, abc.ABC, metaclass=_ModelMeta):
         Returns:
             Tensor of shape ``(batch, *x)``.
         """
-        return _point(self.decode(self.encode(x, c).mean, c))
+        return center(self.decode(self.encode(x, c).mean, c))
 
     def log_prob(self, x: Rows, c: Rows | None = None, *, k: int = 5000, seed: int = 0) -> Tensor:
         """Estimates of log p(x | c) with k importance draws per row; :func:`pyrovae.log_marginal` adds their error.
@@ -128,7 +129,7 @@ class Model(PyroModule, abc.ABC, metaclass=_ModelMeta):
         start, end = self.encode(a, c).mean, self.encode(b, c).mean
         t = torch.linspace(0, 1, steps, dtype=start.dtype, device=start.device)
         line = torch.stack([torch.lerp(start, end, weight) for weight in t])
-        return _point(self.decode(line, c))
+        return center(self.decode(line, c))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Model":
         """A copy with a root name of its own: under the old one Pyro would train the original instead."""
@@ -192,9 +193,3 @@ class VAE(Model):
     def _apply_part(self, part: Conditional, *context: Rows | None) -> TorchDistribution:
         with frozen(self):
             return part(*(None if c is None else as_tensor(self, c) for c in context))
-
-
-def _point(distribution: TorchDistribution) -> Tensor:
-    """The mean; where there is none, as for classes or a Cauchy tail, the mode."""
-    mean = distribution.mean
-    return torch.where(mean.isnan(), distribution.mode, mean) if mean.isnan().any() else mean

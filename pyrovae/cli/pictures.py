@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pyro.distributions as dist
 import torch
-from pyro.distributions import TorchDistribution
 
 from pyrovae import plots
 from pyrovae.data import Table
+from pyrovae.distributions import center
 from pyrovae.fit import History
 from pyrovae.models import Model
 
@@ -40,20 +40,14 @@ def mean_samples(model: Model, n: int, seed: int = 0) -> torch.Tensor:
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         prior = model.get_submodule("prior")
-        return _mean(model.decode(prior().expand((n,)).sample()))
+        return center(model.decode(prior().expand((n,)).sample())).cpu()
 
 
 def _decoded_grid(model: Model, side: int = 20) -> torch.Tensor:
     """Quantiles of the standard normal in both directions, the second coordinate upwards."""
     quantiles = dist.Normal(0.0, 1.0).icdf(torch.linspace(0.025, 0.975, side))
     down, right = torch.meshgrid(quantiles.flip(0), quantiles, indexing="ij")
-    return _mean(model.decode(torch.stack([right, down], -1)))
-
-
-def _mean(decoded: TorchDistribution) -> torch.Tensor:
-    """The mean, or the mode where there is none, as for classes."""
-    mean = decoded.mean
-    return (torch.where(mean.isnan(), decoded.mode, mean) if mean.isnan().any() else mean).cpu()
+    return center(model.decode(torch.stack([right, down], -1))).cpu()
 
 
 class _Grey:

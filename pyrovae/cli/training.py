@@ -24,7 +24,7 @@ from pyrovae.config import constructor, instance, part, read_toml
 from pyrovae.data.gate import Schema
 from pyrovae.data.preprocess import Binarize, Identity, Preprocess, Rescale, Standardize, Threshold
 from pyrovae.data.rows import generator
-from pyrovae.errors import ConfigError, DataError, PyrovaeError
+from pyrovae.errors import ConfigError, PyrovaeError
 from pyrovae.evaluation import active_units, elbo_terms, log_marginal
 from pyrovae.fit import Callback, EarlyStopping, fit
 from pyrovae.models import Model
@@ -116,8 +116,7 @@ def run(chosen: Settings) -> None:
                 posterior=posterior,
                 net=net,
             )
-        for table in (source.train, source.test):
-            check_rows(model, step, table)
+        check_rows(model, step, source.test)
         _train(chosen, model, objective, source, step, directory)
 
 
@@ -141,7 +140,7 @@ def _train(
     directory: Path,
 ) -> None:
     epochs = chosen.epochs or min(300, max(20, round(_ROWS_SEEN / len(source.train))))
-    x, held_out = _hold_out(source.train.x, chosen)
+    rows, held_out = (source.train, None) if chosen.patience is None else datasets.split(source.train, 0.1, chosen.seed)
     _announce(chosen, model, source, step, epochs)
     began = time.perf_counter()
     details: dict[str, Any] = {
@@ -152,7 +151,7 @@ def _train(
     try:
         history = fit(
             model,
-            x,
+            rows,
             objective=objective,
             optimizer=lambda parameters: torch.optim.Adam(parameters, chosen.lr, fused=chosen.device != "mps"),
             scheduler=CosineAnnealingLR,
@@ -308,17 +307,6 @@ def _likelihood(step: Preprocess, seen: Tensor) -> str:
 
 def _latent(shape: tuple[int, ...]) -> int:
     return max(1, min(40, math.prod(dims(shape)) // 2))
-
-
-def _hold_out(x: np.ndarray, chosen: Settings) -> tuple[np.ndarray, np.ndarray | None]:
-    """With patience, the last tenth of a shuffled copy of the training rows decides when to stop."""
-    if chosen.patience is None:
-        return x, None
-    order = np.random.default_rng(chosen.seed).permutation(len(x))
-    size = max(1, len(x) // 10)
-    if len(x) < 2:
-        raise DataError("--patience: at least 2 training rows are needed, one of them held out")
-    return x[order[:-size]], x[order[-size:]]
 
 
 def _callbacks(chosen: Settings) -> list[Callback]:

@@ -1,6 +1,6 @@
 """Data: readers, named data sets, the gate every row passes, preprocessing, batches."""
 
-from pyrovae.data.datasets import DataSet, load, names
+from pyrovae.data.datasets import DataSet, load, names, split
 from pyrovae.data.gate import Schema, check_cells, check_labels
 from pyrovae.data.preprocess import Binarize, Identity, Preprocess, Rescale, Standardize, Threshold
 from pyrovae.data.readers import Table, read
@@ -23,4 +23,5 @@ __all__ = [
     "load",
     "names",
     "read",
+    "split",
 ]

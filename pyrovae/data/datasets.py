@@ -20,7 +20,7 @@ from pyrovae.data.readers._common import listing, nearest, place, shown, size
 from pyrovae.data.readers._idx import content, decode
 from pyrovae.errors import ConfigError, DataError
 
-__all__ = ["DataSet", "load", "names"]
+__all__ = ["DataSet", "load", "names", "split"]
 
 _SHUFFLED_BYTES = 1 << 30  # larger tables are split without a copy
 _DOWNLOAD_BYTES = 1 << 26  # the largest of the files below has 26 MB
@@ -135,7 +135,7 @@ def load(
     if name not in names():
         _check_path(name)
         return DataSet(
-            name, *_split(read(name_or_path, label_column=label_column, key=key), test_fraction, seed), "Identity"
+            name, *split(read(name_or_path, label_column=label_column, key=key), test_fraction, seed), "Identity"
         )
     if label_column is not None or key is not None:
         raise ConfigError(f"{name}: a label column or key is for files; this data set has neither: leave it out")
@@ -144,8 +144,8 @@ def load(
     if name == "digits":
         return _digits()
     if name == "shapes":
-        return DataSet(name, *_split(_shapes(6000, seed), test_fraction, seed), "Identity")
-    return DataSet(name, *_split(_bundled(name), test_fraction, seed), "Standardize")
+        return DataSet(name, *split(_shapes(6000, seed), test_fraction, seed), "Identity")
+    return DataSet(name, *split(_bundled(name), test_fraction, seed), "Standardize")
 
 
 def _check_path(name: str) -> None:
@@ -156,7 +156,17 @@ def _check_path(name: str) -> None:
         )
 
 
-def _split(table: Table, fraction: float, seed: int) -> tuple[Table, Table]:
+def split(table: Table, fraction: float, seed: int) -> tuple[Table, Table]:
+    """The rows in two parts, drawn with ``seed``; the last rows of a table of more than 1 GiB, as views.
+
+    Args:
+        table: at least 2 rows.
+        fraction: share of the second part.
+        seed: of the draw.
+
+    Raises:
+        DataError: for a single row.
+    """
     n = len(table)
     if n < 2:
         raise DataError(f"{table.source}: {n} row: at least 2 rows are needed, one to train on and one to test")

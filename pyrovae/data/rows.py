@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from pyrovae.data.preprocess import Identity, Preprocess
 from pyrovae.errors import ConfigError, DataError
@@ -116,6 +116,8 @@ def batches(
         if y is not None:
             raise ConfigError("y: a DataLoader yields its own labels; pass (x, y) batches and leave y out")
         return LoaderBatches(x, step, seed)
+    if isinstance(x, IterableDataset):
+        raise DataError("x: expected rows of known number, received an iterable data set")
     if isinstance(x, Dataset):
         return LoaderBatches(DataLoader(x, batch_size, shuffle=shuffle), step, seed)
     arrays = [as_array(a) for a in (x, y) if a is not None]

@@ -9,7 +9,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pyrovae.data import check_cells
+from pyrovae.data import Table, check_cells
 from pyrovae.data.preprocess import Preprocess
 from pyrovae.errors import ConfigError, PyrovaeError, ResourceError, TrainingDiverged
 from pyrovae.handlers import frozen, run, sample_sites
@@ -41,16 +41,20 @@ def check_program(model: nn.Module, objective: Any, batch: Sequence[Tensor]) -> 
         raise ConfigError(f"objective: expected a scalar loss, received {received}")
 
 
-def check_data(model: Any, rows: Any, preprocess: Preprocess, batch: Sequence[Tensor], source: str = "x") -> None:
+def check_data(model: Any, table: Table, preprocess: Preprocess, batch: Sequence[Tensor]) -> None:
     """Every cell is a number and, once preprocessed, in the support of the likelihood.
 
     Raises:
         DataError: naming the first bad row and column.
     """
-    check_cells(rows, source=source)
-    support, noise = _support(model, batch), torch.Generator().manual_seed(0)
-    if support is not None:
-        check_cells(rows, support, source=source, transform=lambda piece: preprocess(piece, noise))
+    noise = torch.Generator().manual_seed(0)
+    check_cells(
+        table.x,
+        _support(model, batch),
+        source=table.source,
+        columns=table.columns,
+        transform=lambda piece: preprocess(piece, noise),
+    )
 
 
 def _support(model: Any, batch: Sequence[Tensor]) -> Any:

@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils.data import DataLoader, Dataset
 
 from pyrovae import runs
+from pyrovae.data import Table
 from pyrovae.data.preprocess import Identity, Preprocess
 from pyrovae.data.rows import Batches, as_array, batches, generator
 from pyrovae.errors import ConfigError
@@ -30,6 +31,7 @@ from pyrovae.spec import describe
 __all__ = ["fit"]
 
 _ORDER, _NOISE, _VALIDATION = range(3)  # one stream per purpose
+_LAZY = (DataLoader, Dataset)
 
 
 def fit(
@@ -59,8 +61,8 @@ def fit(
 
     Args:
         model: a :class:`pyrovae.Model`, or any module with Pyro programs ``model`` and ``guide`` over its parameters.
-        x: rows ``(rows, *shape)``: array, tensor, memory-mapped ``.npy``, ``Dataset`` or ``DataLoader``. Integers stay
-            as they are stored and are converted batch by batch.
+        x: rows ``(rows, *shape)``: array, tensor, memory-mapped ``.npy``, :class:`pyrovae.data.Table`, ``Dataset`` or
+            ``DataLoader``. Integers stay as they are stored and are converted batch by batch.
         y: second argument of both programs, such as a context, one entry per row.
         objective: called as ``objective(model, *batch)``, a loss in nats per row; None is ``ELBO()``.
         optimizer: a torch optimizer over the model's parameters, or a function of them; None is Adam at 1e-3.
@@ -96,6 +98,8 @@ def fit(
     """
     _check_numbers(epochs=epochs, batch_size=batch_size, clip=clip, seed=seed)
     step = Identity() if preprocess is None else preprocess
+    tables = _tables(x=x, validation=validation[0] if isinstance(validation, tuple) else validation)
+    x = tables["x"].x if "x" in tables else x
     path = None if directory is None else runs.claim(directory)
     details = {} if path is None else {"seed": seed, "preprocess": describe(step)} | _data_details(x)
     if device is not None:
@@ -105,9 +109,8 @@ def fit(
     held_out = None if validation is None else _validation(validation, max(batch_size, 500), step, seed)
     optimizer = _optimizer(model, optimizer)
     first = _first(model, data)
-    for rows, source in ((x, "x"), (_rows_of(validation), "validation")):
-        if rows is not None and not isinstance(rows, (DataLoader, Dataset)):
-            check_data(model, as_array(rows), step, first, source)
+    for table in tables.values():
+        check_data(model, table, step, first)
     check_program(model, objective, first)
     steps = epochs * data.steps
     schedule = scheduler if scheduler is None or isinstance(scheduler, LRScheduler) else scheduler(optimizer, steps)
@@ -256,7 +259,7 @@ def _optimizer(model: nn.Module, optimizer: Optimizer | Callable[..., Optimizer]
 
 def _data_details(x: Any) -> dict[str, Any]:
     """What a run says about the rows it was trained on."""
-    if isinstance(x, (DataLoader, Dataset)):
+    if isinstance(x, _LAZY):
         return {}
     rows = as_array(x)
     return {"data": runs.fingerprint([rows]), "schema": {"shape": list(rows.shape[1:])}}
@@ -264,11 +267,18 @@ def _data_details(x: Any) -> dict[str, Any]:
 
 def _validation(validation: Any, batch_size: int, preprocess: Preprocess, seed: int) -> Batches:
     x, y = validation if isinstance(validation, tuple) else (validation, None)
+    x = x.x if isinstance(x, Table) else x
     return batches(x, y, batch_size=batch_size, preprocess=preprocess, seed=(seed, _VALIDATION), shuffle=False)
 
 
-def _rows_of(validation: Any) -> Any:
-    return validation[0] if isinstance(validation, tuple) else validation
+def _tables(**given: Any) -> dict[str, Table]:
+    """What can be looked at before training, with its name for messages: not what a loader has still to fetch."""
+    return {n: _table(rows, n) for n, rows in given.items() if rows is not None and not isinstance(rows, _LAZY)}
+
+
+def _table(rows: Any, name: str) -> Table:
+    array: Any = rows if isinstance(rows, Table) else as_array(rows)  # a tensor serves as well as an array
+    return array if isinstance(array, Table) else Table(array, source=name)
 
 
 def _first(model: nn.Module, data: Batches) -> tuple[Tensor, ...]:
