@@ -115,9 +115,10 @@ def fit(
     steps = epochs * data.steps
     schedule = scheduler if scheduler is None or isinstance(scheduler, LRScheduler) else scheduler(optimizer, steps)
     state = State(model, optimizer, epochs, steps, data.rows)
+    bar = Progress(progress)
     loop = _Loop(state, objective, data, held_out, schedule, clip, path)
     try:
-        loop.run([*callbacks, Progress(progress)], seed)
+        loop.run([*callbacks, *([bar] if bar.enabled else [])], seed)
     except BaseException as error:
         state.stop = f"{type(error).__name__} at step {state.step}"
         raise
@@ -205,8 +206,10 @@ class _Loop:
         state.optimizer.zero_grad()
         loss_tensor = objective(state.model, *batch)
         loss_tensor.backward()
-        norm = nn.utils.clip_grad_norm_(self.parameters, math.inf if self.clip is None else self.clip).item()
-        loss = loss_tensor.item()
+        total_norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        if self.clip is not None:
+            nn.utils.clip_grads_with_norm_(self.parameters, self.clip, total_norm)
+        loss, norm = loss_tensor.item(), total_norm.item()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             torch.set_rng_state(before)
             rates = [group["lr"] for group in state.optimizer.param_groups]
