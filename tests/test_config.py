@@ -42,7 +42,7 @@ OBJECTS = {
     ],
 }
 BUILDERS = {  # described as arguments of a head, never alone
-    *("MLP", "GatedMLP", "ConvNet", "ResNet"),
+    *("MLP", "GatedMLP", "ConvNet", "ResNet", "Linear"),
     *("NetworkScale", "LearnedScale", "SharedScale", "FixedScale", "OptimalScale"),
 }
 NOT_A_PART = {"Conditional", "Head", "Scale", "Model", "Objective", "Preprocess"}  # abstract
@@ -213,7 +213,7 @@ def test_text_that_means_no_part(text, role, words):
         ("iwae(k=0)", ["--objective", "k", "positive int", "0"]),
         ("elbo(beta=-1)", ["--objective", "beta", "-1"]),
         ("elbo(beta=warmup(over=2))", ["--objective.beta", "over", "2"]),
-        ("elbo(beta=lineer)", ["--schedule", "did you mean 'linear'"]),
+        ("elbo(beta=warmpu)", ["--schedule", "did you mean 'warmup'"]),
     ],
 )
 def test_objectives_out_of_range(text, words):
