@@ -122,7 +122,7 @@ def test_memory_mapped_rows(x, tmp_path):
 
 
 def test_a_file_larger_than_what_may_be_held_trains_with_flat_memory(tmp_path):
-    """128 MiB on disk; Python and NumPy together never hold a tenth of it."""
+    """128 MiB on disk; Python and NumPy together never hold a quarter of it."""
     mapped = np.lib.format.open_memmap(tmp_path / "big.npy", mode="w+", dtype=np.uint8, shape=(2**17, 1024))
     mapped[::100, :3] = 1
     mapped.flush()
