@@ -368,6 +368,14 @@ def test_wrong_data(x):
         pv.fit(vae(), x[:, :4])
 
 
+def test_what_is_refused_leaves_no_directory(x, tmp_path):
+    with pytest.raises(pv.DataError):
+        pv.fit(vae(), x / 2, directory=tmp_path / "run")
+    with pytest.raises(pv.ConfigError):
+        pv.fit(vae(), x[:, :4], directory=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_one_row(x):
     assert len(pv.fit(vae(), x[:1], epochs=2)) == 2
 

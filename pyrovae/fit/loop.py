@@ -85,7 +85,8 @@ def fit(
 
     Raises:
         ConfigError: for arguments or programs that cannot work, before training.
-        DataError: for data outside the likelihood's support, before training.
+        DataError: for data outside the likelihood's support, before training; of a loader only the first batch is
+            looked at, as a ConfigError.
         TrainingDiverged: before an update with a loss or gradient that is not finite.
         ResourceError: if ``directory`` cannot be written, before training.
 
@@ -100,8 +101,6 @@ def fit(
     step = Identity() if preprocess is None else preprocess
     tables = _tables(x=x, validation=validation[0] if isinstance(validation, tuple) else validation)
     x = tables["x"].x if "x" in tables else x
-    path = None if directory is None else runs.claim(directory)
-    details = {} if path is None else {"seed": seed, "preprocess": describe(step)} | _data_details(x)
     if device is not None:
         model.to(device)
     objective = ELBO() if objective is None else objective
@@ -112,6 +111,9 @@ def fit(
     for table in tables.values():
         check_data(model, table, step, first)
     check_program(model, objective, first)
+    # after everything that can be refused, so that nothing refused leaves a directory behind
+    details = {} if directory is None else {"seed": seed, "preprocess": describe(step)} | _data_details(x)
+    path = None if directory is None else runs.claim(directory)
     steps = epochs * data.steps
     schedule = scheduler if scheduler is None or isinstance(scheduler, LRScheduler) else scheduler(optimizer, steps)
     state = State(model, optimizer, epochs, steps, data.rows)
