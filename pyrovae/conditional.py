@@ -7,7 +7,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from pyrovae.errors import ConfigError
-from pyrovae.nn import MLP, Constant, Join, NetBuilder, batched, dims
+from pyrovae.nn import MLP, Constant, Join, NetBuilder, dims
 
 __all__ = ["Conditional", "Context", "Head", "NetBuilder", "Shape"]
 
@@ -54,6 +54,9 @@ class Head(Conditional):
     The network puts out the event with its first dimension ``n_params`` times as long, so that swapping the family
     never touches the line of the network. Without a context the parameters are learned constants: a learned prior.
 
+    Contexts whose leading dimensions differ, as an image and every value of its label, are not concatenated when they
+    are vectors and the network is an MLP or GatedMLP: ``W [x; y] = W_x x + W_y y``, and ``W_x x`` is computed once.
+
     To add a family, write ``family`` and call this constructor with the number of parameters per element.
 
     Args:
@@ -96,8 +99,7 @@ class Head(Conditional):
         """The network's output, shape ``(*batch, n_params * shape[0], *shape[1:])``."""
         if self.join is None:
             return self.network()
-        joint = self.join(*(c for c in context if c is not None))
-        return batched(self.network, joint, len(dims(self.join.shape)))
+        return self.join.feed(self.network, *(c for c in context if c is not None))
 
 
 def as_shape(sizes: tuple[int, ...]) -> int | tuple[int, ...]:

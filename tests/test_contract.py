@@ -12,10 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyro import poutine
-from pyro.infer import TraceMeanField_ELBO
+from pyro.infer import TraceEnum_ELBO, TraceMeanField_ELBO
 
 import pyrovae as pv
 from pyrovae.config import NAMES
+from pyrovae.nn import batched
 from pyrovae.spec import build, describe
 
 # name -> constructor (shape, context): context None makes a learned prior
@@ -185,6 +186,104 @@ def test_head_works_in_plates(make):
     trace = poutine.trace(program).get_trace(torch.randn(4, 2))
     trace.compute_log_prob()
     assert trace.nodes["a"]["log_prob"].shape == (5, 4)
+
+
+TWO_CONTEXTS = {
+    "decoder": (lambda net: pv.Bernoulli(784, context=[(50,), (10,)], net=net), 50),
+    "encoder": (lambda net: pv.Normal(50, context=[(784,), (10,)], net=net), 784),
+}
+two_contexts = pytest.mark.parametrize(("make", "size"), list(TWO_CONTEXTS.values()), ids=list(TWO_CONTEXTS))
+dense = pytest.mark.parametrize("net", [pv.MLP, pv.GatedMLP])
+
+
+def joint_params(head, *context):
+    """The network's output on the concatenation, row by row as `Head` promises it."""
+    return batched(head.network, head.join(*context), 1)
+
+
+@two_contexts
+@dense
+@pytest.mark.parametrize("particles", [(), (3, 1)], ids=["", "particles"])
+@pytest.mark.parametrize("labels", [(10, 1), (10, 4), (1, 4), (4,), ()], ids=str)
+def test_a_split_head_is_the_joint_one(make, size, net, particles, labels, float64):
+    head = make(functools.partial(net, hidden=(9, 8)))
+    x = torch.randn(*particles, 4, size, requires_grad=True)
+    y = torch.randn(*labels, 10, requires_grad=True)
+    split, joint = head.params(x, y), joint_params(head, x, y)
+    assert split.shape == joint.shape
+    assert head(x, y).batch_shape == torch.broadcast_shapes(x.shape[:-1], y.shape[:-1])
+    torch.testing.assert_close(split, joint, rtol=1e-12, atol=1e-12)
+    wrt = [x, y, *head.parameters()]
+    gradients = [torch.autograd.grad(out.sin().sum(), wrt) for out in (split, joint)]
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    shapes=st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=2), min_size=2, max_size=3),
+    batch=st.lists(st.integers(1, 4), max_size=3),
+    data=st.data(),
+    net=st.sampled_from([pv.MLP, pv.GatedMLP, torch.nn.Linear]),
+)
+def test_a_split_head_of_any_shape_is_the_joint_one(shapes, batch, data, net):
+    builder = net if net is torch.nn.Linear else functools.partial(net, hidden=(3,))
+    head = pv.Normal(2, context=[tuple(s) for s in shapes], net=builder).double()
+    leads = [[data.draw(st.sampled_from([1, n])) for n in batch] for _ in shapes]
+    context = [torch.randn(*b, *s, dtype=torch.float64) for b, s in zip(leads, shapes, strict=True)]
+    ours, theirs = head.params(*context), joint_params(head, *context)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    gradients = [torch.autograd.grad(out.sin().sum(), [*head.parameters()]) for out in (ours, theirs)]
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
+
+
+@two_contexts
+def test_a_head_of_two_contexts_keeps_names_and_initial_values(make, size):
+    torch.manual_seed(3)
+    head = make(functools.partial(pv.GatedMLP, hidden=(6,)))
+    torch.manual_seed(3)
+    first, last = torch.nn.Linear(size + 10, 12), torch.nn.Linear(6, head.network.out_shape)
+    initial = {f"network.layers.{i}.{n}": p for i, m in ((0, first), (2, last)) for n, p in m.state_dict().items()}
+    assert list(head.state_dict()) == list(initial)
+    assert all(torch.equal(value, initial[name]) for name, value in head.state_dict().items())
+    table = describe(head)
+    assert build(table, NAMES).load_state_dict(initial)
+    assert table["context"] == [[size], [10]]
+
+
+@dense
+def test_enumerated_labels_in_a_program(net, float64):
+    """Labels summed out, with vectorised particles: the loss and gradients of heads that concatenate."""
+
+    def hidden_in_a_sequence(i, o):
+        return torch.nn.Sequential(net(i, o, hidden=(6,)))
+
+    def loss_and_gradients(builder):
+        torch.manual_seed(3)
+        decoder = pv.Bernoulli(12, context=[(5,), (3,)], net=builder)
+        encoder = pv.Normal(5, context=[(12,), (3,)], net=builder)
+        seen = set()
+
+        def model(x):
+            with pyro.plate("batch", 4, dim=-1):
+                y = pyro.sample("y", dist.OneHotCategorical(logits=torch.zeros(3)))
+                z = pyro.sample("z", pv.StandardNormal(5)())
+                pyro.sample("x", decoder(z, y), obs=x)
+                seen.add((tuple(y.shape), tuple(z.shape)))
+
+        def guide(x):
+            with pyro.plate("batch", 4, dim=-1):
+                y = pyro.sample("y", dist.OneHotCategorical(logits=torch.zeros(3)), infer={"enumerate": "parallel"})
+                pyro.sample("z", encoder(x, y))
+
+        elbo = TraceEnum_ELBO(max_plate_nesting=1, num_particles=7, vectorize_particles=True)
+        loss = elbo.differentiable_loss(model, guide, torch.rand(4, 12).round())
+        gradients = torch.autograd.grad(loss, [*decoder.parameters(), *encoder.parameters()])
+        assert ((3, 1, 1, 3), (3, 7, 4, 5)) in seen
+        assert all(g.any() for g in gradients)
+        return loss, *gradients
+
+    split, joint = loss_and_gradients(functools.partial(net, hidden=(6,))), loss_and_gradients(hidden_in_a_sequence)
+    torch.testing.assert_close(split, joint, rtol=1e-10, atol=1e-12)
 
 
 @every(PRIORS)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pyrovae import nn as pnn
-from pyrovae.nn import MLP, Constant, ConvNet, GatedMLP, Join, ResNet, batched, dims
+from pyrovae.nn import MLP, Constant, ConvNet, GatedMLP, Join, ResNet, SplitLinear, batched, dims
 
 torch.set_num_threads(1)
 
@@ -114,7 +114,7 @@ def test_dense_of_any_width(a, b, hidden):
 
 
 def test_every_exported_builder_is_in_the_table():
-    others = {"Constant", "Join", "NetBuilder", "Shape", "batched", "dims"}
+    others = {"Constant", "Join", "NetBuilder", "Shape", "SplitLinear", "Splittable", "batched", "dims"}
     tabled = {getattr(p.values[0], "func", p.values[0]) for p in TABLE}
     assert {getattr(pnn, name) for name in set(pnn.__all__) - others} <= tabled
 
@@ -250,6 +250,188 @@ def test_join_refuses_wrong_contexts(contexts, message):
         Join([2, 3])(*contexts)
 
 
+@st.composite
+def part_shapes(draw):
+    """One to three shapes with leading dimensions that broadcast, and perhaps the same ones."""
+    sizes = draw(st.lists(st.integers(1, 5), min_size=1, max_size=3))
+    batch = draw(st.lists(st.integers(0, 4), max_size=3))
+
+    def lead():
+        kept = batch[draw(st.integers(0, len(batch))) :]
+        return [draw(st.sampled_from([n, 1])) for n in kept]
+
+    return [(*(batch if draw(st.booleans()) else lead()), n) for n in sizes]
+
+
+def concatenated(parts):
+    batch = torch.broadcast_shapes(*(p.shape[:-1] for p in parts))
+    return torch.cat([p.expand(*batch, p.shape[-1]) for p in parts], -1)
+
+
+def assert_equal_with_gradients(ours, theirs, wrt):
+    """Two outputs, and their gradients through a nonlinear scalar."""
+    assert ours.shape == theirs.shape
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    weights = torch.randn_like(ours)
+    grads = [torch.autograd.grad((y.sin() * weights).sum(), wrt) for y in (ours, theirs)]
+    torch.testing.assert_close(*grads, rtol=1e-12, atol=1e-12)
+
+
+def leaf(*shape):
+    return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+
+@settings(deadline=None)
+@given(part_shapes(), st.integers(1, 4))
+def test_split_linear_is_linear_on_the_concatenation(shapes, size):
+    split = SplitLinear([s[-1] for s in shapes], size).double()
+    whole = nn.Linear(sum(s[-1] for s in shapes), size).double()
+    whole.load_state_dict(split.state_dict())
+    split.load_state_dict(whole.state_dict())
+    whole.weight, whole.bias = split.weight, split.bias  # shared, so that gradients are of the same parameters
+    parts = [leaf(*s) for s in shapes]
+    assert_equal_with_gradients(split(*parts), whole(concatenated(parts)), [*parts, *split.parameters()])
+
+
+@settings(deadline=None)
+@given(part_shapes(), st.sampled_from(["mlp", "mlp-linear", "mlp-deep", "gated"]), st.sampled_from([4, (2, 3)]))
+def test_a_dense_network_takes_its_input_in_parts(shapes, name, out):
+    net = DENSE[name](sum(s[-1] for s in shapes), out).double()
+    join, parts = Join([s[-1] for s in shapes]), [leaf(*s) for s in shapes]
+    wrt = [*parts, *net.parameters()]
+    assert_equal_with_gradients(join.feed(net, *parts), batched(net, concatenated(parts), 1), wrt)
+    if len(parts) > 1:  # one is a whole input
+        assert_equal_with_gradients(net(*parts), batched(net, concatenated(parts), 1), wrt)
+
+
+def test_split_linear_starts_as_linear():
+    torch.manual_seed(3)
+    split, after = SplitLinear([784, 10], 50), torch.rand(1)
+    torch.manual_seed(3)
+    whole = nn.Linear(794, 50)
+    assert torch.equal(after, torch.rand(1))
+    assert [*split.state_dict()] == [*whole.state_dict()]
+    assert all(map(torch.equal, split.parameters(), whole.parameters()))
+    assert repr(split) == "SplitLinear(in_features=[784, 10], out_features=50)"
+
+
+class Products(torch.utils._python_dispatch.TorchDispatchMode):
+    """Counts multiplications of matrix products."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+            self.count += out.numel() * args[-1].shape[0]
+        return out
+
+
+@pytest.mark.parametrize("label", [(10, 1, 4), (10, 6, 4)])
+def test_an_image_is_multiplied_once_for_all_labels(label):
+    x, y = torch.randn(6, 30), torch.randn(*label)
+    net, join = MLP(34, 2, hidden=(8,)), Join([30, 4])
+    with Products() as split:
+        join.feed(net, x, y)
+    with Products() as whole:
+        batched(net, join(x, y), 1)
+    layer, label_rows = 60 * 8 * 2, y.shape[:-1].numel()
+    assert whole.count == 60 * 34 * 8 + layer
+    assert split.count == 6 * 30 * 8 + label_rows * 4 * 8 + layer
+
+
+@pytest.mark.parametrize("build", [SplitLinear, lambda sizes, out: MLP(sum(sizes), out, hidden=())])
+def test_parts_that_nothing_repeats_are_one_product(build):
+    net, parts = build([3, 4], 2), [torch.randn(5, 6, 3), torch.randn(5, 6, 4)]
+    with Products() as products:
+        net(*parts)
+    assert products.count == 30 * 7 * 2
+
+
+def test_a_network_gets_joint_contexts_unless_one_is_repeated():
+    seen = []
+    net, join = MLP(5, 2), Join([2, 3])
+    net.register_forward_pre_hook(lambda module, args: seen.append([tuple(a.shape) for a in args]))
+    join.feed(net, torch.zeros(4, 2), torch.zeros(4, 3))
+    join.feed(net, torch.zeros(6, 4, 2), torch.zeros(6, 4, 3))
+    join.feed(net, torch.zeros(4, 2), torch.zeros(6, 1, 3))
+    assert seen == [[(4, 5)], [(24, 5)], [(4, 2), (6, 1, 3)]]
+
+
+@pytest.mark.parametrize("build", [nn.Linear, lambda i, o: nn.Sequential(MLP(i, 3), nn.Tanh(), nn.Linear(3, o))])
+def test_networks_that_take_no_parts_get_joint_contexts(build):
+    net, join, x, y = build(5, 2), Join([2, 3]), torch.randn(4, 2), torch.randn(6, 1, 3)
+    assert torch.equal(join.feed(net, x, y), batched(net, join(x, y), 1))
+
+
+@pytest.mark.parametrize("build", [partial(MLP, hidden=(4,)), partial(ConvNet, channels=(2,))])
+def test_contexts_with_an_image_are_joined(build):
+    join, x, y = Join([(1, 5, 6), 3]), torch.randn(4, 1, 5, 6), torch.randn(7, 1, 3)
+    net = build(join.shape, 2)
+    assert torch.equal(join.feed(net, x, y), batched(net, join(x, y), 3))
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_a_first_layer_that_was_replaced_is_called(norm):
+    class Twice(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    net, join, x, y = MLP(5, 2), Join([2, 3]), torch.randn(4, 2), torch.randn(6, 1, 3)
+    net.layers[0] = nn.utils.parametrizations.weight_norm(net.layers[0]) if norm else Twice(5, 400)
+    torch.testing.assert_close(join.feed(net, x, y), batched(net, join(x, y), 1))
+
+
+def test_tables_are_flattened_before_they_are_split():
+    join, x, y = Join([(3, 2), 3]), leaf(4, 3, 2), leaf(7, 1, 3)
+    net = MLP(9, 2).double()
+    assert_equal_with_gradients(join.feed(net, x, y), batched(net, join(x, y), 1), [x, y])
+
+
+def test_parts_may_be_integer_as_a_concatenation_may():
+    x, y = torch.randn(4, 3), F.one_hot(torch.arange(2))[:, None]
+    split = SplitLinear([3, 2], 4)
+    assert torch.equal(split(x, y), split(x, y.float()))
+    assert torch.equal(split(x, y.bool()), split(x, y.float()))
+
+
+def test_parts_are_captured_whole():
+    net, x, y = GatedMLP(5, 2, hidden=(4,)), torch.randn(3, 2), torch.randn(6, 1, 3)
+    step = torch.compile(lambda x, y: Join([2, 3]).feed(net, x, y), backend="eager", fullgraph=True)
+    assert torch.equal(step(x, y), net(x, y))
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ([(5, 2)], "SplitLinear: expected 2 parts, received 1"),
+        ([(5, 2), (5, 3), (5, 1)], "SplitLinear: expected 2 parts, received 3"),
+        ([(5, 2), (5, 2)], r"SplitLinear: part 1: expected shape \(\*batch, 3\), received \(5, 2\)"),
+        ([(), (5, 3)], r"SplitLinear: part 0: expected shape \(\*batch, 2\), received \(\)"),
+        ([(5, 2), (4, 3)], r"leading dimensions that broadcast, received shapes \(5, 2\), \(4, 3\)"),
+    ],
+)
+def test_split_linear_refuses_wrong_parts(parts, message):
+    with pytest.raises(ValueError, match=message):
+        SplitLinear([2, 3], 4)(*(torch.zeros(s) for s in parts))
+
+
+@pytest.mark.parametrize(
+    ("in_shape", "parts"), [(5, [(4, 2), (4, 2)]), (5, [(4, 5), ()]), ((1, 5), [(4, 2), (4, 3)]), (5, [(4, 5), (4, 5)])]
+)
+def test_dense_networks_refuse_wrong_parts(in_shape, parts):
+    with pytest.raises(ValueError, match=r"GatedMLP: expected parts of one input of shape .* received shapes \(4, "):
+        GatedMLP(in_shape, 2)(*(torch.zeros(s) for s in parts))
+
+
+def test_join_refuses_leading_dimensions_that_do_not_broadcast():
+    for net in (nn.Linear(5, 2), MLP(5, 2)):
+        with pytest.raises(ValueError, match=r"broadcast, received shapes \(5, 2\), \(4, 3\)"):
+            Join([2, 3]).feed(net, torch.zeros(5, 2), torch.zeros(4, 3))
+
+
 def test_constant_is_a_parameter():
     net = Constant((2, 3))
     assert net.shape == (2, 3)
@@ -278,6 +460,10 @@ def test_constant_is_a_parameter():
         (lambda: ConvNet((1, 4, 4), 2, channels=()), "channels: expected at least one"),
         (lambda: ResNet((1, 4, 4), 2, channels=(8, 0)), "channels"),
         (lambda: ResNet((1, 4, 4), 2, blocks=0), "blocks"),
+        (lambda: SplitLinear([], 2), "in_features: expected the size of at least one part"),
+        (lambda: SplitLinear(5, 2), "in_features: expected a sequence"),
+        (lambda: SplitLinear([5, 0], 2), "in_features: expected a sequence of positive ints"),
+        (lambda: SplitLinear([5, 2], 0), "out_features: expected a positive int"),
         (lambda: Constant(-1), "shape"),
         (lambda: Join([]), "Join"),
         (lambda: Join(3), "Join"),
