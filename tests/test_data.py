@@ -18,9 +18,10 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy import stats
 from torch.distributions import constraints
 
-from pyrovae.data import datasets
+from pyrovae.data import Binarize, Identity, Preprocess, Standardize, Threshold, datasets, rows
 from pyrovae.data.datasets import load, names
 from pyrovae.data.gate import Schema, check_cells, check_labels
 from pyrovae.data.readers import Table, read
@@ -519,6 +520,239 @@ def test_bad_label_columns(tmp_path):
 def test_csv_error_beyond_the_first_block(tmp_path):
     lines = ["a,b"] + ["1,2"] * 200_000 + ["1,x"]
     refused("row 200000 (line 200002)")(put(tmp_path, "t.csv", "\n".join(lines)))
+
+
+# ---- batches ---------------------------------------------------------------------------------------------------------
+
+
+def stream(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def passes(x, y=None, number=0, **options):
+    """All batches of one pass, copied as they come."""
+    return [tuple(t.clone() for t in b) for b in rows.batches(x, y, **options).epoch(number)]
+
+
+@pytest.mark.parametrize("cells", [1, 100, 1 << 19])  # blocks of one batch, of a few, of them all
+@pytest.mark.parametrize(("n", "batch_size"), [(1, 1), (1, 7), (50, 7), (50, 50), (50, 64), (48, 8)])
+def test_batches_are_slices_of_the_permutation(monkeypatch, cells, n, batch_size):
+    monkeypatch.setattr(rows, "_CELLS", cells)
+    x = np.arange(n * 6, dtype=np.float32).reshape(n, 2, 3)
+    for number in (0, 3):
+        order = torch.randperm(n, generator=rows.generator(5, 1, 0, number))
+        for shuffle, index in ((True, order), (False, torch.arange(n))):
+            got = passes(x, np.arange(n), number, batch_size=batch_size, seed=(5, 1), shuffle=shuffle)
+            assert len(got) == rows.batches(x, batch_size=batch_size).steps
+            for (a, b), at in zip(got, index.split(batch_size), strict=True):
+                assert torch.equal(a, torch.from_numpy(x)[at])
+                assert torch.equal(b, at)
+
+
+def test_every_storage_gives_the_same_batches(tmp_path):
+    x = np.random.default_rng(0).integers(0, 2, (30, 4, 5)).astype(np.uint8)
+    expected = torch.cat([b for (b,) in passes(x, batch_size=8)])
+    np.save(tmp_path / "c.npy", x)
+    np.save(tmp_path / "f.npy", np.asfortranarray(x))
+    frozen = x.copy()
+    frozen.setflags(write=False)
+    odd = np.frombuffer(b"0" + x.astype(np.float32).tobytes(), np.uint8)[1:].view(np.float32).reshape(x.shape)
+    assert not odd.flags.aligned
+    kinds = ["?", "i1", "i2", ">i2", "i4", "i8", "f2", "f4", ">f4", "f8"]
+    arrays = [x.astype(kind) for kind in kinds] + [frozen, odd, np.asfortranarray(x), x[::-1][::-1], x.tolist()]
+    arrays += [np.load(tmp_path / f"{name}.npy", mmap_mode="r") for name in "cf"]
+    types = [torch.bool, torch.int16, torch.int64, torch.bfloat16, torch.float16, torch.float32, torch.float64]
+    tensors = [torch.from_numpy(x).to(dtype) for dtype in types]
+    tensors += [torch.from_numpy(x.swapaxes(1, 2).copy()).transpose(1, 2), torch.tensor(x.tolist()).float()]
+    tensors[-1].requires_grad_()
+    for source in arrays + tensors:
+        got = [b for (b,) in passes(source, batch_size=8)]
+        assert all(b.dtype == torch.float32 and not b.requires_grad for b in got)
+        assert torch.equal(torch.cat(got), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32, torch.float64, torch.bool])
+def test_the_second_array_keeps_its_type(dtype):
+    y = torch.arange(40).reshape(20, 2).to(dtype)
+    order = torch.randperm(20, generator=rows.generator(0, 0, 0))
+    for source in (y, y.numpy()):
+        got = torch.cat([b for _, b in passes(X[[0] * 20], source, batch_size=3)])
+        assert got.dtype == dtype
+        assert torch.equal(got, y[order])
+
+
+def test_batches_may_be_kept_and_changed():
+    x = np.arange(60, dtype=np.float32).reshape(20, 3)
+    before, copies = x.copy(), passes(x, x, batch_size=6)
+    kept = list(rows.batches(x, x, batch_size=6).epoch(0))
+    for (a, b), (one, two) in zip(kept, copies, strict=True):
+        assert torch.equal(a, one)
+        assert torch.equal(b, two)
+        assert a.is_contiguous()
+        a.fill_(-1)  # neither the next batch nor the caller's rows
+    assert np.array_equal(x, before)
+
+
+def test_a_step_may_see_several_batches_but_never_too_many_rows():
+    seen = []
+
+    class Spy(Preprocess):
+        def __call__(self, x, generator=None):
+            seen.append(tuple(x.shape))
+            return x.float() + len(seen)  # a new number for every call
+
+    x = np.zeros((40, 1 << 10), np.uint8)
+    passes(x, batch_size=8, preprocess=Spy())
+    assert seen == [(40, 1 << 10)]
+    seen.clear()
+    passes(np.zeros((2050, 1 << 10), np.uint8), batch_size=100, preprocess=Spy())
+    assert [n for n, _ in seen] == [200] * 10 + [50]
+    seen.clear()
+    passes(np.zeros((3, 1 << 20), np.uint8), batch_size=2, preprocess=Spy())
+    assert [n for n, _ in seen] == [2, 1]
+    step = Standardize().fit(X)
+    assert torch.equal(passes(X, batch_size=3, preprocess=step, shuffle=False)[0][0], step(torch.from_numpy(X[:3])))
+    assert torch.equal(Threshold(3)(torch.arange(8).view(2, 4)), torch.tensor([[0.0] * 4, [1.0] * 4]))
+
+
+def test_mapped_rows_are_read_block_by_block(tmp_path):
+    """128 MiB on disk in small and in large batches, while NumPy and Python hold a few MiB."""
+    mapped = np.lib.format.open_memmap(tmp_path / "big.npy", mode="w+", dtype=np.uint8, shape=(2**17, 1024))
+    mapped[:, 0] = np.arange(2**17) % 251
+    mapped.flush()
+    x = np.load(tmp_path / "big.npy", mmap_mode="r")
+    for batch_size in (64, 4096):
+        tracemalloc.start()
+        total = sum(
+            int(b[:, 0].sum()) for (b,) in rows.batches(x, batch_size=batch_size, preprocess=Identity()).epoch(0)
+        )
+        next(rows.batches(x, batch_size=batch_size, preprocess=Binarize()).epoch(0))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert total == (np.arange(2**17) % 251).sum()
+        assert peak < 2**24
+
+
+# ---- dynamic binarisation --------------------------------------------------------------------------------------------
+
+LEVELS = torch.arange(256, dtype=torch.uint8)
+
+
+def ones(x, repeats, seed):
+    """How often every value of a row is 1."""
+    noise, step = stream(seed), Binarize()
+    block = x.expand(1 << 13, -1).contiguous()
+    return sum(step(block, noise).sum(0, dtype=torch.float64) for _ in range(repeats)).numpy(), repeats << 13
+
+
+def plausible(statistic, distribution):
+    """Neither too far from what is claimed nor too close to it, for draws from a fixed seed."""
+    assert 1e-3 < distribution.sf(statistic) < 1 - 1e-3, distribution.sf(statistic)
+
+
+def test_every_byte_has_its_probability():
+    """With 2^20 draws a value, x / 256 for x / 255 would be a statistic of thousands."""
+    counts, n = ones(LEVELS, 128, seed=0)
+    assert counts[0] == 0
+    assert counts[255] == n
+    p = np.arange(1, 255) / 255
+    z = (counts[1:255] - n * p) / np.sqrt(n * p * (1 - p))
+    plausible((z**2).sum(), stats.chi2(254))
+    plausible(z.sum() / 254**0.5, stats.norm())
+    plausible((z * np.sign(p - 0.5)).sum() / 254**0.5, stats.norm())
+    assert abs(z).max() < 5
+
+
+def test_the_bytes_next_to_the_ends_and_the_middle():
+    """Where one byte of noise errs most, in a row of one kind, with 2^27 draws in all."""
+    values = torch.tensor([1, 2, 126, 127, 128, 129, 253, 254], dtype=torch.uint8)
+    counts, n = ones(values.repeat_interleave(64), 32, seed=1)
+    counts, n, p = counts.reshape(8, 64).sum(1), n * 64, values.numpy() / 255
+    z = (counts - n * p) / np.sqrt(n * p * (1 - p))
+    plausible((z**2).sum(), stats.chi2(8))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_probabilities_in_other_types(dtype):
+    p = torch.tensor([0, 1e-3, 0.1, 0.25, 1 / 3, 0.5, 0.75, 0.99, 1], dtype=dtype)
+    counts, n = ones(p, 64, seed=2)
+    assert counts[0] == 0
+    assert counts[-1] == n
+    p = p[1:-1].double().numpy()
+    z = (counts[1:-1] - n * p) / np.sqrt(n * p * (1 - p))
+    plausible((z**2).sum(), stats.chi2(7))
+
+
+@pytest.mark.parametrize("scale", [1, 255])
+def test_draws_are_independent_of_each_other(scale):
+    """Correlation with neighbours, with the next draw and across the pieces in which bytes are drawn."""
+    values = torch.tensor([20, 100, 127, 128, 129, 200], dtype=torch.uint8)
+    x = values.repeat(700, 100).flatten()  # more than three pieces
+    p, noise = (x / 255).double(), stream(3)
+    source = x if scale == 1 else x.float() / 255
+    first, second = (((Binarize()(source, noise) - p) / (p * (1 - p)).sqrt()).numpy() for _ in range(2))
+    for lag in (1, 2, 3, 4, 7, 8, 16, 255, 256, 600, 1 << 16, 1 << 17):
+        plausible((first[:-lag] * first[lag:]).sum() / (len(first) - lag) ** 0.5, stats.norm())
+    for a, b in ((first, second), (first[1:], second[:-1]), (first[:-1], second[1:])):
+        plausible((a * b).sum() / len(a) ** 0.5, stats.norm())
+
+
+def test_batches_and_passes_are_independent_draws():
+    x = np.tile(np.array([20, 100, 127, 128, 200], np.uint8), (1200, 80))
+    p = torch.from_numpy(x[:200] / 255)
+    one, two = (passes(x, number=k, batch_size=200, preprocess=Binarize()) for k in (0, 1))
+    draws = [((b - p) / (p * (1 - p)).sqrt()).numpy() for (b,) in one + two]
+    z = [(a * b).sum() / a.size**0.5 for i, a in enumerate(draws) for b in draws[:i]]
+    plausible(np.square(z).sum(), stats.chi2(len(z)))
+    plausible(np.sum(z) / len(z) ** 0.5, stats.norm())
+    again = passes(x, number=1, batch_size=200, preprocess=Binarize())
+    assert all(torch.equal(a, b) for (a,), (b,) in zip(two, again, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64])
+def test_noise_is_the_generators(dtype):
+    x = (torch.arange(999).view(3, 333) % 256).to(dtype)
+    x = x if dtype == torch.uint8 else x / 255
+    one, two = stream(4), stream(4)
+    a, b = Binarize()(x, one), Binarize()(x, one)
+    assert not torch.equal(a, b)
+    Binarize()(torch.full((50,), 0.5), stream(9))  # another stream in between
+    assert torch.equal(a, Binarize()(x, two))
+    assert torch.equal(b, Binarize()(x, two))
+    assert not torch.equal(a, Binarize()(x, stream(5)))
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        assert torch.equal(a, Binarize()(x))
+        assert torch.equal(b, Binarize()(x))
+        state = torch.get_rng_state()
+        Binarize()(x, one)
+        assert torch.equal(state, torch.get_rng_state())
+        Binarize()(x)
+        assert not torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (0, 3), (1,), (7,), (3, 5), (2, 3, 4), ((1 << 17) + 1,)])
+def test_form_of_a_draw(shape):
+    for x in (torch.full(shape, 255, dtype=torch.uint8), torch.ones(shape), torch.ones(shape, requires_grad=True)):
+        before = x.detach().clone()
+        draw = Binarize()(x, stream(0))
+        assert draw.shape == shape
+        assert (draw.dtype, draw.is_contiguous(), draw.requires_grad) == (torch.float32, True, False)
+        assert (draw == 1).all()
+        assert torch.equal(x, before)
+
+
+def test_layout_and_type_of_a_draw():
+    x = torch.arange(256, dtype=torch.uint8).view(16, 16)
+    expected = Binarize()(x.t().contiguous(), stream(0))
+    assert torch.equal(Binarize()(x.t(), stream(0)), expected)
+    try:
+        torch.set_default_dtype(torch.float64)
+        assert torch.equal(Binarize()(x.t(), stream(0)), expected.double())
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for wrong in (torch.int64, torch.int8, torch.bool):
+        refused("Binarize", "8-bit", wrong, call=Binarize())(x.to(wrong))
 
 
 # ---- the gate --------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Batches of rows, in a new order every pass, gathered by index from memory, a mapped file or a loader."""
 
 import abc
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,6 +14,9 @@ from pyrovae.data.preprocess import Identity, Preprocess
 from pyrovae.errors import ConfigError, DataError
 
 __all__ = ["Batches", "batches"]
+
+_SHARED = {torch.uint8, torch.bool, torch.int32, torch.int64, torch.float32, torch.float64}  # those of most rows
+_CELLS = 1 << 18  # gathered and preprocessed at once: few enough for the cache, enough to pay for a call
 
 
 class Batches(abc.ABC):
@@ -33,6 +37,9 @@ class Batches(abc.ABC):
 
 class ArrayBatches(Batches):
     """Rows of arrays or tensors. Order and preprocessing noise depend on seed and pass alone.
+
+    Rows are gathered and preprocessed in blocks, of several batches if they are small, and batches are views of them.
+    A batch that is kept keeps its block in memory.
 
     Args:
         arrays: of equal length; the first is preprocessed.
@@ -55,14 +62,22 @@ class ArrayBatches(Batches):
         self.batch_size, self.preprocess, self.seed, self.shuffle = batch_size, preprocess, seed, shuffle
         self.rows = len(arrays[0])
         self.steps = -(-self.rows // batch_size)
+        cells = sum(max(1, math.prod(a.shape[1:])) for a in arrays) * batch_size
+        self.block_size = max(1, _CELLS // cells) * batch_size
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, ...]]:
         """The batches of one pass."""
         order_rng, noise_rng = (generator(*self.seed, purpose, number) for purpose in (0, 1))
         order = torch.randperm(self.rows, generator=order_rng) if self.shuffle else torch.arange(self.rows)
-        for index in order.split(self.batch_size):
-            x, *rest = (_gather(source, index) for source in self.sources)
-            yield self.preprocess(x, noise_rng), *rest
+        for index in order.split(self.block_size):
+            block = self._block(index, noise_rng)
+            for start in range(0, len(index), self.batch_size):
+                yield tuple(rows[start : start + self.batch_size] for rows in block)
+            del block  # so that its memory serves for the next
+
+    def _block(self, index: Tensor, noise_rng: torch.Generator) -> tuple[Tensor, ...]:
+        x, *rest = (_gather(source, index) for source in self.sources)
+        return self.preprocess(x, noise_rng), *rest
 
 
 class LoaderBatches(Batches):
@@ -140,16 +155,19 @@ def as_array(rows: Any) -> Tensor | np.ndarray:
 
 
 def _source(rows: Tensor | np.ndarray) -> Tensor | np.ndarray:
-    """Arrays that torch can share memory with become tensors; mapped and read-only ones are gathered by numpy."""
-    if isinstance(rows, np.ndarray) and not isinstance(rows, np.memmap):
-        flags = rows.flags
-        if flags.writeable and flags.c_contiguous and rows.dtype == rows.dtype.newbyteorder("="):
-            return torch.from_numpy(rows)
-    return rows
+    """Rows as an array where NumPy can copy whole rows, which it does fastest; other tensors as they are."""
+    if isinstance(rows, np.ndarray):
+        return np.asarray(rows)  # also of a mapped file: without the subclass, not a copy
+    rows = rows.detach()
+    on_host = rows.device.type == "cpu" and rows.layout == torch.strided and rows.is_contiguous()
+    return rows.numpy() if on_host and rows.dtype in _SHARED else rows
 
 
 def _gather(source: Tensor | np.ndarray, index: Tensor) -> Tensor:
     if isinstance(source, Tensor):
         return source.index_select(0, index.to(source.device))
+    if source.flags.c_contiguous and source.flags.aligned and source.dtype.isnative:
+        # take would copy any other array as a whole; without clip it copies the rows twice
+        return torch.from_numpy(source.take(index.numpy(), axis=0, mode="clip"))
     rows = source[index.numpy()]
     return torch.from_numpy(np.ascontiguousarray(rows, dtype=rows.dtype.newbyteorder("=")))
