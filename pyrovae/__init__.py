@@ -1,7 +1,8 @@
 """Variational autoencoders as Pyro programs: prior, likelihood and posterior, each swapped by one argument."""
 
-from pyrovae import data, distributions, errors, plots, recipes
+from pyrovae import compiled, data, distributions, errors, plots, recipes
 from pyrovae._version import __version__
+from pyrovae.compiled import Step, compile_step
 from pyrovae.conditional import Conditional, Head
 from pyrovae.config import Run, load
 from pyrovae.data.preprocess import Binarize, Identity, Preprocess, Rescale, Standardize, Threshold
@@ -73,6 +74,7 @@ __all__ = [
     "StandardNormal",
     "Standardize",
     "State",
+    "Step",
     "StudentT",
     "Threshold",
     "TrainingDiverged",
@@ -80,6 +82,8 @@ __all__ = [
     "Warmup",
     "__version__",
     "active_units",
+    "compile_step",
+    "compiled",
     "data",
     "distributions",
     "elbo_terms",

@@ -6,7 +6,7 @@ at progress t, from 0 at the first step to 1 at the last; called directly it sta
 
 import abc
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import pyro
@@ -18,7 +18,7 @@ from pyrovae.errors import ConfigError
 from pyrovae.evaluation import log_weights
 from pyrovae.handlers import temper
 
-__all__ = ["ELBO", "IWAE", "Cyclical", "Objective", "Schedule", "Warmup"]
+__all__ = ["ELBO", "IWAE", "Cyclical", "Objective", "Schedule", "Warmup", "reported"]
 
 Schedule = Callable[[Any], Any]
 """A function of progress t in [0, 1], a number or a scalar tensor, that gives a weight of the same kind."""
@@ -87,6 +87,9 @@ class Objective(abc.ABC):
 
     To write one, subclass and compute a scalar from the model's programs; where a weight follows a schedule, override
     ``at`` to return the objective with the schedule evaluated. Weights belong here, never into the program.
+
+    An objective with an adversary returns several losses by name, ``{"model": ..., "critic": ...}``, and has a method
+    ``parameters(model)`` that tells which parameters each of them trains; the first loss is the one that is reported.
     """
 
     @abc.abstractmethod
@@ -171,6 +174,11 @@ class IWAE(Objective):
     def __call__(self, model: Any, *data: Tensor | None) -> Tensor:
         """Minus the bound, nats per row."""
         return math.log(self.k) - log_weights(model, *data, k=self.k).logsumexp(0).mean()
+
+
+def reported(losses: Tensor | Mapping[str, Tensor]) -> Tensor:
+    """The loss, or the first of several named ones."""
+    return next(iter(losses.values())) if isinstance(losses, Mapping) else losses
 
 
 def _clip(t: Any) -> Any:

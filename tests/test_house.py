@@ -26,6 +26,7 @@ ORDER = [
     "evaluation",
     "models",
     "objectives",
+    "compiled",
     "spec",
     "runs",
     "plots",

@@ -80,6 +80,12 @@ def fit(
     ] = None,
     seed: Annotated[int | None, _option("--seed", "Of initial weights, order and noise; default 0.")] = None,
     device: Annotated[str | None, _option("--device", "Such as cuda; default cpu.")] = None,
+    compile: Annotated[
+        str | None, _option("--compile", "auto, compiled, replay or eager: how a step is run; default auto.")
+    ] = None,
+    precision: Annotated[
+        str | None, _option("--precision", "float32, or bf16 for matrix products in bfloat16.")
+    ] = None,
     k: Annotated[int | None, _option("--k", "Importance draws per test row; default 500.")] = None,
     label_column: Annotated[str | None, _option("--label-column", "Column of a CSV that is no feature.")] = None,
     *,

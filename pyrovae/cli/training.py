@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from pyrovae import data as datasets
 from pyrovae import recipes, runs
 from pyrovae.cli import pictures
+from pyrovae.compiled import LEVELS, PRECISIONS
 from pyrovae.config import constructor, instance, part, read_toml
 from pyrovae.data.gate import Schema
 from pyrovae.data.preprocess import Binarize, Identity, Preprocess, Rescale, Standardize, Threshold
@@ -59,6 +60,8 @@ class Settings:
     patience: int | None = None
     seed: int = 0
     device: str = "cpu"
+    compile: str = "auto"
+    precision: str = "float32"
     k: int = 500
     label_column: str | None = None
     overwrite: bool = False
@@ -86,6 +89,9 @@ def settings(given: Mapping[str, Any], config: Path | None) -> Settings:
     _check("seed", chosen.seed, int, 0)
     for name in ("lr", "clip"):
         _check(name, getattr(chosen, name), (int, float), sys.float_info.min)
+    for name, known in (("compile", LEVELS), ("precision", PRECISIONS)):
+        if getattr(chosen, name) not in known:
+            raise ConfigError(f"--{name}: expected one of {', '.join(known)}, received {getattr(chosen, name)!r}")
     _check_device(chosen.device)
     return chosen
 
@@ -163,6 +169,8 @@ def _train(
             callbacks=_callbacks(chosen),
             seed=chosen.seed,
             device=chosen.device,
+            compile=chosen.compile,
+            precision=chosen.precision,
             directory=directory,
         )
     except BaseException:

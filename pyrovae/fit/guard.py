@@ -13,6 +13,7 @@ from pyrovae.data import Table, check_cells
 from pyrovae.data.preprocess import Preprocess
 from pyrovae.errors import ConfigError, PyrovaeError, ResourceError, TrainingDiverged
 from pyrovae.handlers import frozen, run, sample_sites
+from pyrovae.objectives import reported
 
 __all__ = ["check_data", "check_program", "diverged"]
 
@@ -27,7 +28,7 @@ def check_program(model: nn.Module, objective: Any, batch: Sequence[Tensor]) -> 
     with frozen(model, seed=0), pyro.validation_enabled(True), warnings.catch_warnings():
         warnings.filterwarnings("error", message="(?is).*(found .* in (model|guide)|mean.field|enumerat)")
         try:
-            loss = objective(model, *batch)
+            loss = reported(objective(model, *batch))
         except PyrovaeError:
             raise
         except (ValueError, RuntimeError, TypeError, NotImplementedError, UserWarning) as error:

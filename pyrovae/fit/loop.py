@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils.data import DataLoader, Dataset
 
 from pyrovae import runs
+from pyrovae.compiled import Step, kept_heap
 from pyrovae.data import Table
 from pyrovae.data.preprocess import Identity, Preprocess
 from pyrovae.data.rows import Batches, as_array, batches, generator
@@ -25,7 +26,7 @@ from pyrovae.fit.callbacks import Callback, Progress, State
 from pyrovae.fit.guard import check_data, check_program, diverged
 from pyrovae.fit.history import History
 from pyrovae.handlers import frozen, mode, stream
-from pyrovae.objectives import ELBO, Objective
+from pyrovae.objectives import ELBO, reported
 from pyrovae.spec import describe
 
 __all__ = ["fit"]
@@ -50,6 +51,8 @@ def fit(
     callbacks: Sequence[Callback] = (),
     seed: int = 0,
     device: str | torch.device | None = None,
+    compile: str = "auto",
+    precision: str = "float32",
     directory: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
 ) -> History:
@@ -77,6 +80,9 @@ def fit(
         callbacks: :class:`Callback` objects, such as ``EarlyStopping()``.
         seed: of everything random here; the model's initial weights are drawn before.
         device: moves the model there; None leaves it where it is.
+        compile: ``"compiled"``, ``"replay"`` or ``"eager"``, or ``"auto"`` by the expected length of the run; the same
+            numbers at every level, see :func:`pyrovae.compile_step`.
+        precision: ``"float32"``, or ``"bf16"`` for matrix products and convolutions in bfloat16.
         directory: a run is written there: metrics after every epoch, model, weights and manifest at the end.
         progress: the bar on stderr; None shows it on a terminal.
 
@@ -113,12 +119,13 @@ def fit(
     check_program(model, objective, first)
     # after everything that can be refused, so that nothing refused leaves a directory behind
     details = {} if directory is None else {"seed": seed, "preprocess": describe(step)} | _data_details(x)
-    path = None if directory is None else runs.claim(directory)
     steps = epochs * data.steps
+    captured = Step(model, objective, optimizer, level=compile, precision=precision, clip=clip, steps=steps, norm=True)
+    path = None if directory is None else runs.claim(directory)
     schedule = scheduler if scheduler is None or isinstance(scheduler, LRScheduler) else scheduler(optimizer, steps)
     state = State(model, optimizer, epochs, steps, data.rows)
     bar = Progress(progress)
-    loop = _Loop(state, objective, data, held_out, schedule, clip, path)
+    loop = _Loop(state, captured, objective, data, held_out, schedule, path)
     try:
         loop.run([*callbacks, *([bar] if bar.enabled else [])], seed)
     except BaseException as error:
@@ -128,7 +135,8 @@ def fit(
         state.history.stopped = state.stop
         if path is not None:  # also of a training that was interrupted: the weights are those of its last good step
             runs.save(path, model)
-            runs.seal(path, details | {"epochs": state.epoch, "steps": state.step, "stopped": state.stop})
+            details |= {"epochs": state.epoch, "steps": state.step, "stopped": state.stop}
+            runs.seal(path, details | {"compile": captured.level, "precision": precision})
     return state.history
 
 
@@ -138,22 +146,22 @@ class _Loop:
     def __init__(
         self,
         state: State,
+        step: Step,
         objective: Callable[..., Tensor],
         data: Batches,
         validation: Batches | None,
         scheduler: LRScheduler | None,
-        clip: float | None,
         directory: Path | None,
     ) -> None:
-        self.state, self.objective, self.data, self.validation = state, objective, data, validation
-        self.scheduler, self.clip, self.directory = scheduler, clip, directory
-        self.parameters = [p for p in state.model.parameters() if p.requires_grad]
+        self.state, self.step, self.objective, self.data, self.validation = state, step, objective, data, validation
+        self.scheduler, self.directory = scheduler, directory
 
     def run(self, callbacks: Sequence[Callback], seed: int) -> None:
         self.callbacks = callbacks
         # only callbacks that act on steps are called there, each in a copy of the noise stream
         self.steppers = [c for c in callbacks if type(c).on_step is not Callback.on_step]
         with ExitStack() as stack:
+            stack.enter_context(kept_heap())
             stack.enter_context(pyro.validation_enabled(False))
             stack.enter_context(warnings.catch_warnings())
             # frozen parameters are meant, and the guard says more about a loss that is not finite
@@ -190,33 +198,28 @@ class _Loop:
 
     def _pass(self, number: int) -> tuple[float, float]:
         """One pass: the mean loss over its rows, whatever the batches' sizes, and the mean gradient norm."""
-        total, norms = 0.0, 0.0
+        total, norms, place = 0.0, 0.0, _place(self.state.model)
         for batch in self.data.epoch(number):
-            loss, norm = self._step(_to(self.state.model, batch))
+            loss, norm = self._update([_to(tensor, *place) for tensor in batch])
             rows = len(batch[0])
             total, norms = total + loss * rows, norms + norm
             self.state.rows += rows
             self.state.loss = loss
-            self._call("on_step", self.steppers)
+            if self.steppers:
+                self.step.assign()
+                self._call("on_step", self.steppers)
         return total / self.state.rows, norms / self.data.steps
 
-    def _step(self, batch: Sequence[Tensor]) -> tuple[float, float]:
-        state, before = self.state, torch.get_rng_state()
-        objective = self.objective
-        if isinstance(objective, Objective):
-            objective = objective.at(state.step / state.steps)
-        state.optimizer.zero_grad()
-        loss_tensor = objective(state.model, *batch)
-        loss_tensor.backward()
-        total_norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        if self.clip is not None:
-            nn.utils.clip_grads_with_norm_(self.parameters, self.clip, total_norm)
-        loss, norm = loss_tensor.item(), total_norm.item()
+    def _update(self, batch: Sequence[Tensor]) -> tuple[float, float]:
+        state, step, before = self.state, self.step, torch.get_rng_state()
+        loss = step.gradients(*batch, t=state.step / state.steps).item()
+        norm = math.nan if step.norm is None else step.norm.item()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             torch.set_rng_state(before)
+            step.assign()
             rates = [group["lr"] for group in state.optimizer.param_groups]
             raise diverged(state.model, batch, loss, norm, state.step, state.epoch, rates)
-        state.optimizer.step()
+        step.update()
         if self.scheduler is not None and not isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step()
         state.step += 1
@@ -227,7 +230,8 @@ class _Loop:
         model, total = self.state.model, 0.0
         with frozen(model, seed=_VALIDATION):
             for batch in data.epoch(0):
-                total += self.objective(model, *_to(model, batch)).item() * len(batch[0])
+                loss = reported(self.objective(model, *(_to(tensor, *_place(model)) for tensor in batch)))
+                total += loss.item() * len(batch[0])
         return total / data.rows
 
     def _call(self, moment: str, callbacks: Sequence[Callback]) -> None:
@@ -288,10 +292,14 @@ def _table(rows: Any, name: str) -> Table:
 
 def _first(model: nn.Module, data: Batches) -> tuple[Tensor, ...]:
     with stream(model):  # a DataLoader draws from the global generator
-        return _to(model, next(data.epoch(0)))
+        return tuple(_to(tensor, *_place(model)) for tensor in next(data.epoch(0)))
 
 
-def _to(model: nn.Module, batch: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Floating tensors in the model's type, integers as they are, all on its device."""
+def _place(model: nn.Module) -> tuple[torch.device, torch.dtype]:
     like = next(model.parameters())
-    return tuple(t.to(like.device, like.dtype if t.is_floating_point() else t.dtype) for t in batch)
+    return like.device, like.dtype
+
+
+def _to(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Floating tensors in the model's type, integers as they are, all on its device."""
+    return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)

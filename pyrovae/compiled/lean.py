@@ -1,0 +1,103 @@
+"""Pyro's ``Trace_ELBO`` without trace objects: the same numbers, bit for bit, in less time."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import pyro
+from pyro.distributions.util import is_identically_zero, scale_and_mask
+from pyro.infer import Trace_ELBO
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from pyrovae.objectives import ELBO
+
+__all__ = ["lean"]
+
+
+def lean(objective: Any) -> Any:
+    """The objective with a leaner estimator where there is one that gives the same numbers; else the objective."""
+    if type(objective) is not ELBO or type(objective.estimator) is not Trace_ELBO:
+        return objective
+    if objective.estimator.num_particles != 1:
+        return objective
+    return ELBO(objective.beta, _LeanELBO(objective.estimator), objective.sites)
+
+
+class _Sites(Messenger):
+    """Keeps what a log-probability needs of every site, and gives the sites of the model the guide's values."""
+
+    def __init__(self, guide: dict[str, Any]) -> None:
+        super().__init__()
+        self.guide, self.kept = guide, {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        drawn = self.guide.get(msg["name"])
+        if drawn is not None and not msg["is_observed"]:
+            msg["value"], msg["infer"], msg["done"] = drawn["value"], drawn["infer"], True
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        self.kept[msg["name"]] = msg.copy()
+
+
+class _LeanELBO:
+    """``Trace_ELBO.differentiable_loss``; a guide that needs score functions gets Pyro's own, from the same draws."""
+
+    def __init__(self, estimator: Trace_ELBO) -> None:
+        self.estimator = estimator
+
+    def differentiable_loss(self, model: Any, guide: Any, *data: Any) -> Tensor:
+        with _unregistered():
+            with _Sites({}) as drawn:
+                guide(*data)
+            with _Sites(drawn.kept) as scored:
+                model(*data)
+        # in Pyro's order, site by site, so that gradients are added up in the same order too
+        logs = [scale_and_mask(_log_prob(s), s["scale"], s["mask"]).sum() for s in _random(scored)]
+        parts = [s["fn"].score_parts(s["value"]).scale_and_mask(s["scale"], s["mask"]) for s in _random(drawn)]
+        if not all(is_identically_zero(p.score_function) for p in parts):
+            return self._by_traces(scored, drawn)
+        loss: Any = sum(log.item() for log in logs)
+        surrogate: Any = 0
+        for log in logs:
+            surrogate = surrogate + log
+        for log_prob, _, entropy in parts:
+            loss = loss - log_prob.sum().item()
+            if not is_identically_zero(entropy):
+                surrogate = surrogate - entropy.sum()
+        return -loss + (surrogate.item() - surrogate)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _by_traces(self, scored: _Sites, drawn: _Sites) -> Tensor:
+        model_trace, guide_trace = _trace(scored), _trace(drawn)
+        model_trace.compute_log_prob()
+        guide_trace.compute_score_parts()
+        loss, surrogate = self.estimator._differentiable_loss_particle(model_trace, guide_trace)
+        return loss + (surrogate - surrogate.item())
+
+
+@contextlib.contextmanager
+def _unregistered() -> Iterator[None]:
+    """Without entering modules into a param store that is thrown away afterwards: a fifth of a small step."""
+    register = pyro.module
+    pyro.module = lambda name, nn_module, *_, **__: nn_module
+    try:
+        yield
+    finally:
+        pyro.module = register
+
+
+def _random(sites: _Sites) -> list[Any]:
+    return [site for site in sites.kept.values() if not site_is_subsample(site)]
+
+
+def _log_prob(site: Any) -> Tensor:
+    return site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+
+
+def _trace(sites: _Sites) -> Trace:
+    trace = Trace()
+    for site in _random(sites):
+        trace.add_node(**site)
+    return trace

@@ -1,0 +1,122 @@
+"""Graphs made ready to run: by torch's own functions over memory that is no longer needed, or by a compiler."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from pyrovae.compiled.graphs import aten, is_random, is_view, replace, roots_of, value_of, written_once
+
+__all__ = ["noise_first", "reuse"]
+
+_DIRECT: dict[Any, Callable[..., Any]] = {}
+_ELEMENTWISE: set[Any] = set()
+
+
+def _register(names: str, where: Any, *, elementwise: bool) -> None:
+    for name in names.split():
+        packet = getattr(aten, name)
+        for overload in packet.overloads():
+            if overload in ("default", "Tensor", "Scalar", "Tensor_Scalar", "Tensor_Tensor", "dim_IntList", "self"):
+                _DIRECT[getattr(packet, overload)] = getattr(where, name)
+                if elementwise:
+                    _ELEMENTWISE.add(getattr(packet, overload))
+
+
+_register(
+    "add sub mul div neg exp log log1p expm1 sqrt reciprocal tanh sigmoid square sin cos maximum minimum",
+    torch,
+    elementwise=True,
+)
+_register(
+    "mm addmm bmm t sum isnan any all unsqueeze cat eq logical_not stack where gather logsumexp",
+    torch,
+    elementwise=False,
+)
+_register("expand view", Tensor, elementwise=False)
+_register("softplus", torch.nn.functional, elementwise=False)
+_BIG = 2**14  # elements from which fresh memory costs more than the longer call
+
+
+def reuse(graph: GraphModule) -> GraphModule:
+    """Write results of elementwise operations over operands that nobody reads again, and call torch directly.
+
+    Fresh memory for every result costs page faults and cache misses; ``torch.mul`` is reached faster than
+    ``torch.ops.aten.mul.Tensor``. The graph is then for running only.
+
+    Returns:
+        The same object.
+    """
+    order = {node: i for i, node in enumerate(graph.graph.nodes)}
+    roots = roots_of(graph.graph)
+    last: dict[Node, int] = {}
+    for node in graph.graph.nodes:
+        for user in node.users:
+            last[roots[node]] = max(last.get(roots[node], 0), order[user])
+    for node in graph.graph.nodes:
+        call = _DIRECT.get(node.target)
+        if call is None:
+            continue
+        if node.target in _ELEMENTWISE:
+            for operand in _overwritable(node, roots, last, order[node]):
+                node.kwargs = node.kwargs | {"out": operand}
+                merged = roots[operand]
+                last[merged] = max(last[merged], last.get(node, 0))
+                for other, root in roots.items():
+                    if root is node:
+                        roots[other] = merged
+                break
+        node.target = call
+    for name in list(graph._buffers):
+        vars(graph)[name] = graph._buffers.pop(name)  # read at every run: an attribute, not a look-up
+    graph.recompile()
+    return graph
+
+
+def _overwritable(node: Node, roots: dict[Node, Node], last: dict[Node, int], now: int) -> list[Node]:
+    """Operands of the result's kind, in memory of their own, that nobody reads after this node."""
+    value = value_of(node)
+    if not isinstance(value, Tensor) or value.numel() < _BIG or value.requires_grad:
+        return []
+    found = []
+    for operand in node.all_input_nodes:
+        root, held = roots[operand], value_of(operand)
+        fresh = root.op == "call_function" and not is_view(root)
+        alike = (held.shape, held.dtype, held.stride()) == (value.shape, value.dtype, value.stride())
+        others = [n for n in node.all_input_nodes if n is not operand and roots[n] is root]
+        if fresh and alike and not others and last[root] == now and held.is_contiguous():
+            found.append(operand)
+    return found
+
+
+def noise_first(graph: GraphModule) -> list[Callable[[], Tensor]]:
+    """Take the draws out of a graph that is to be compiled, and make them its last inputs, in place.
+
+    Compilers draw by generators of their own. That is possible where no draw depends on a number of the graph; else
+    nothing is taken out.
+
+    Returns:
+        The draws, in their order.
+    """
+    random = [n for n in graph.graph.nodes if is_random(n)]
+    if not all(written_once(n) and len(n.all_input_nodes) == 1 and value_of(n).is_contiguous() for n in random):
+        return []
+    last = [n for n in graph.graph.nodes if n.op == "placeholder"][-1]
+    draws: list[Callable[[], Tensor]] = []
+    for node in random:
+        draws.append(_draw(node))
+        with graph.graph.inserting_after(last):
+            last = graph.graph.placeholder(f"noise_{len(draws)}")
+        last.meta = dict(node.meta)
+        replace(node, last)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return draws
+
+
+def _draw(node: Node) -> Callable[[], Tensor]:
+    value, target, args, kwargs = value_of(node), node.target, node.args[1:], node.kwargs
+    size, dtype, device = tuple(value.shape), value.dtype, value.device
+    return lambda: target(torch.empty(size, dtype=dtype, device=device), *args, **kwargs)  # pyright: ignore
