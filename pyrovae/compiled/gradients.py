@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyrovae.objectives import Objective, reported
 
@@ -75,7 +75,8 @@ def clipped(result: Result, *, norm: bool, clip: float | None) -> Result:
     """With the norm of the gradients, and those no longer than ``clip``, as torch's ``clip_grad_norm_`` has it."""
     if not norm and clip is None:
         return result
-    length = nn.utils.get_total_norm([g for g in result.gradients if g is not None])
+    present = [g for g in result.gradients if g is not None]
+    length = torch.stack([torch.dot(g.flatten(), g.flatten()) for g in present]).sum().sqrt()
     if clip is None:
         return result._replace(norm=length)
     factor = (clip / (length + 1e-6)).clamp(max=1.0)

@@ -85,12 +85,12 @@ class Captured(Plan):
         self.has_norm = False
         self.buffers = [b for module in watch.modules for b in module.buffers(recurse=False)]
         self.devices = sorted({p.device.index or 0 for p in gradients.parameters if p.device.type == "cuda"})
-        self.kinds = [(p, p.dtype, p.device) for p in gradients.parameters]
         tensors = list(({id(p): p for p in gradients.parameters} | watch.tensors()).values())
         with self._kept():
             expected = gradients(data, t.item())
         graph = self._capture(data, t, tensors, watch, expected.loss.dtype)
         graph, self.tensors, self.written, self.decides = prepare(graph, tensors)
+        self.kinds = [(p, _kind(p)) for p in self.tensors]
         # one graph stays as exact as it was captured: what the program is compared with
         self.exact = self.run = reuse(copied(graph)).forward
         self.level = "replay"
@@ -127,8 +127,8 @@ class Captured(Plan):
         return (lambda *inputs: run(*inputs, *[draw() for draw in draws])) if draws else run
 
     def unchanged(self) -> bool:
-        """Whether the parameters are of the type and on the device that the graph was made for."""
-        return all(p.dtype is dtype and p.device == device for p, dtype, device in self.kinds)
+        """Whether parameters and buffers are of the types, shapes and strides that the graph was made for."""
+        return all(_kind(tensor) == kind for tensor, kind in self.kinds)
 
     def _capture(self, data: Sequence[Any], t: Tensor, tensors: list[Tensor], watch: Watch, dtype: torch.dtype) -> Any:
         # distinct objects, although the caller may pass one tensor twice
@@ -228,6 +228,10 @@ class Captured(Plan):
         torch.set_rng_state(states[0])
         for device, state in zip(self.devices, states[1:], strict=True):
             torch.cuda.set_rng_state(state, device)
+
+
+def _kind(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.dtype, tensor.device, tensor.shape, tensor.stride()
 
 
 def _like(gradient: Tensor, parameter: Tensor) -> Tensor:
