@@ -11,7 +11,7 @@ from torch import nn
 from torch.distributions import kl_divergence
 
 import pyrovae as pv
-from pyrovae.distributions import CalibratedNormal, ContinuousBernoulli, NormalMixture, mixture
+from pyrovae.distributions import CalibratedNormal, ContinuousBernoulli, NormalMixture, mixture, score
 
 RARE = 2e-5  # a goodness-of-fit test may fail this often
 LOGITS = [0.0, 1e-4, 9e-4, 1.1e-3, 0.019, 0.021, 0.099, 0.101, 1.0, 15.0, 16.0, 20.0, 60.0, 200.0, 500.0]
@@ -338,3 +338,92 @@ def test_divergence_survives_any_network_output(raw_value):
     assert divergence.item() == pytest.approx(0.5 * (s**2 + 0.25 - 1) - math.log(s), rel=1e-4)
     divergence.backward()
     assert bias.grad.isfinite().all()
+
+
+# --- scores of binary data ---
+
+
+def exact_bernoulli(logits, x):
+    """In double precision, without cancellation; softplus by logaddexp, which has no threshold."""
+    s = (1 - 2 * x.double()) * logits.double()
+    return -torch.logaddexp(s, torch.zeros_like(s)).sum(-1)
+
+
+@pytest.mark.parametrize("size", [1, 3, 64, 97, 98, 99, 784, 1000])
+@pytest.mark.parametrize("spread", [0.0, 1e-6, 0.1, 1.0, 5.0, 30.0, 87.0, 1e2, 1e4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_score_of_binary_data_is_exact(size, spread, dtype):
+    torch.manual_seed(size)
+    logits = spread * torch.randn(7, size, dtype=dtype)
+    fitting = (logits > 0).to(dtype)
+    for x in (fitting, 1 - fitting, torch.rand(7, size).round().to(dtype), torch.rand(size).round().to(dtype)):
+        d = dist.Bernoulli(logits=logits).to_event(1)
+        with torch.no_grad():
+            value = score(d, x)
+        assert value.dtype == dtype
+        exact, unit = exact_bernoulli(logits, x), torch.finfo(dtype).eps
+        # each term to rounding, each factor 1 + exp(s) to rounding
+        assert ((value.double() - exact).abs() <= 4 * unit * exact.abs() + unit * size).all()
+        # torch takes x l off at the end, and what cancels leaves its rounding
+        torch.testing.assert_close(value, d.log_prob(x), rtol=8 * unit, atol=unit * (size + logits.abs().sum(-1).max()))
+
+
+def test_score_of_binary_data_at_extreme_logits():
+    logits = torch.tensor([1e4, -1e4, 88.0, 89.0, -104.0, 0.0, torch.inf])
+    with torch.no_grad():
+        for i in range(len(logits)):
+            for x in (torch.zeros(1), torch.ones(1)):
+                one = score(dist.Bernoulli(logits=logits[i : i + 1]).to_event(1), x)
+                exact = exact_bernoulli(logits[i : i + 1], x)
+                torch.testing.assert_close(one.double(), exact, rtol=1e-6, atol=1.2e-7)
+        wrong = dist.Bernoulli(logits=torch.full((784,), 1e4)).to_event(1)
+        assert score(wrong, torch.zeros(784)).item() == pytest.approx(-7.84e6)
+        assert score(wrong, torch.ones(784)).item() == 0
+        broken = dist.Bernoulli(logits=torch.tensor([0.0, math.nan]), validate_args=False).to_event(1)
+        assert score(broken, torch.ones(2)).isnan()
+
+
+@pytest.mark.parametrize("event", [(6,), (2, 3), (1, 28, 28)])
+@pytest.mark.parametrize(
+    ("batch", "value_batch"), [((), ()), ((5,), (5,)), ((4, 5), (5,)), ((4, 1), (4, 5)), ((), (5,))]
+)
+@pytest.mark.parametrize("piece", [2**18, 50, 1])
+def test_score_broadcasts_as_log_prob_does(event, batch, value_batch, piece, monkeypatch):
+    monkeypatch.setattr("pyrovae.distributions._PIECE", piece)
+    d = dist.Bernoulli(logits=torch.randn(*batch, *event)).to_event(len(event))
+    x = torch.rand(*value_batch, *event).round()
+    with torch.no_grad():
+        torch.testing.assert_close(score(d, x), d.log_prob(x), rtol=1e-5, atol=1e-5)
+        wide = d.expand(torch.broadcast_shapes((3, 4, 5), d.batch_shape))
+        torch.testing.assert_close(score(wide, x), wide.log_prob(x), rtol=1e-5, atol=1e-5)
+        for kind in (torch.bool, torch.uint8, torch.int64):
+            assert torch.equal(score(d, x.to(kind)), score(d, x))
+
+
+def test_score_asks_everything_else_itself():
+    logits, x = torch.randn(5, 6), torch.rand(5, 6).round()
+    bernoulli = dist.Bernoulli(logits=logits)
+    with torch.no_grad():
+        mask = torch.tensor([True, False, True, False, True])
+        for d, value in (
+            (bernoulli, x),
+            (bernoulli.to_event(1).mask(mask), x),
+            (dist.Bernoulli(logits=logits.bfloat16()).to_event(1), x.bfloat16()),
+            (dist.Bernoulli(logits=logits, validate_args=False).to_event(1), torch.rand(5, 6)),  # cross-entropy
+            (dist.Normal(logits, 1.0).to_event(1), x),
+            (dist.Categorical(logits=logits), torch.tensor(2)),
+        ):
+            assert torch.equal(score(d, value), d.log_prob(value))
+        for bad in (torch.full((5, 6), 0.5), torch.full((5, 6), 2.0), torch.full((5, 6), math.nan), x[:, :3]):
+            with pytest.raises(ValueError, match=r"support|broadcastable"):
+                score(bernoulli.to_event(1), bad)
+    probs = dist.Bernoulli(probs=logits.sigmoid()).to_event(1)
+    with torch.no_grad():
+        torch.testing.assert_close(score(probs, x), probs.log_prob(x))
+
+
+def test_score_has_the_exact_gradient():
+    logits = (10 * torch.randn(4, 50)).requires_grad_()
+    x = torch.rand(4, 50).round()
+    (gradient,) = torch.autograd.grad(score(dist.Bernoulli(logits=logits).to_event(1), x).sum(), logits)
+    torch.testing.assert_close(gradient, x - logits.detach().sigmoid(), rtol=1e-6, atol=1e-7)

@@ -1,6 +1,7 @@
 """A model is an ordinary Pyro program: everything Pyro offers works on it, and several live in one process."""
 
 import copy
+import math
 
 import pyro
 import pyro.distributions as dist
@@ -231,3 +232,114 @@ def test_evaluation_needs_sites_in_the_plate(x):
     with pytest.raises(pv.ConfigError, match="site 'p': expected inside a plate"):
         pv.log_marginal(Global(), x, k=3)
     pv.fit(Global(), x, epochs=1)  # SVI itself allows it
+
+
+# --- evaluation: numbers in float32 and bfloat16 ---
+
+
+class Written(torch.nn.Module):
+    """What a user writes: torch's layers and Pyro's own Bernoulli."""
+
+    def __init__(self, probs=False):
+        super().__init__()
+        self.decoder, self.encoder, self.probs = torch.nn.Linear(2, 200), torch.nn.Linear(200, 4), probs
+
+    def model(self, x):
+        with pyro.plate("batch", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            logits = self.decoder(z)
+            p_x = dist.Bernoulli(probs=logits.sigmoid()) if self.probs else dist.Bernoulli(logits=logits)
+            pyro.sample("x", p_x.to_event(1), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("batch", len(x)):
+            loc, raw = self.encoder(x).chunk(2, -1)
+            pyro.sample("z", dist.Normal(loc, torch.exp(raw / 10)).to_event(1))
+
+
+@pytest.mark.parametrize("probs", [False, True])
+def test_scores_are_those_of_the_program_with_gradients_on(probs):
+    program, x = Written(probs), torch.rand(4, 200).round()
+    torch.manual_seed(0)
+    weights = pv.log_weights(program, x, k=30)  # torch's log_prob throughout
+    estimate = pv.log_marginal(program, x, k=30, seed=0)
+    torch.testing.assert_close(estimate.values, weights.logsumexp(0).double() - math.log(30), rtol=1e-6, atol=1e-4)
+    again = pv.log_marginal(program, x, k=30, seed=0)
+    assert torch.equal(again.values, estimate.values)
+    assert torch.equal(again.standard_errors, estimate.standard_errors)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    torch.manual_seed(0)
+    images = pv.data.load("digits")
+    q = pv.Normal(4, context=(1, 8, 8))
+    vae = pv.VAE(pv.StandardNormal(4), pv.Bernoulli((1, 8, 8), context=4), q)
+    pv.fit(vae, images.train.x, preprocess=pv.Binarize(), epochs=10)
+    return vae, pv.Binarize()(torch.tensor(images.test.x[:50]))
+
+
+def test_bf16_is_within_its_error(trained):
+    vae, x = trained
+    exact, half = pv.log_marginal(vae, x, k=500), pv.log_marginal(vae, x, k=500, precision="bf16")
+    difference = half.values - exact.values
+    assert abs(difference.mean().item()) < 0.02
+    assert 0 < difference.std().item() < 0.1
+    assert half.values.dtype == exact.values.dtype
+    assert torch.equal(half.values, pv.log_marginal(vae, x, k=500, precision="bf16").values)
+    terms, rounded = pv.elbo_terms(vae, x, k=50), pv.elbo_terms(vae, x, k=50, precision="bf16")
+    assert 0 < (rounded.elbo - terms.elbo).abs().max().item() < 0.5
+    with torch.inference_mode():
+        assert torch.equal(pv.log_marginal(vae, x, k=500, precision="bf16").values, half.values)
+
+
+@pytest.mark.parametrize("net", [pv.MLP, pv.GatedMLP, pv.ConvNet, pv.ResNet])
+def test_bf16_reaches_every_network_and_no_log_prob(net, monkeypatch):
+    seen = []
+    score = pv.evaluation.score
+
+    def watched(fn, value, *args, **kwargs):
+        seen.append((value.dtype, score(fn, value, *args, **kwargs).dtype))
+        return score(fn, value, *args, **kwargs)
+
+    monkeypatch.setattr("pyrovae.evaluation.score", watched)
+    vae = pv.VAE(
+        pv.StandardNormal(2),
+        pv.Bernoulli((1, 8, 8), context=2, net=net),
+        pv.Normal(2, context=(1, 8, 8), net=net),
+    )
+    x = torch.rand(3, 1, 8, 8).round()
+    exact, half = pv.elbo_terms(vae, x, k=5), pv.elbo_terms(vae, x, k=5, precision="bf16")
+    assert set(seen) == {(torch.float32, torch.float32)}
+    assert (half.elbo != exact.elbo).all()
+    torch.testing.assert_close(half.elbo, exact.elbo, rtol=1e-2, atol=0.2)
+
+
+@pytest.mark.parametrize("evaluate", [pv.log_marginal, pv.elbo_terms])
+def test_an_unknown_precision_is_refused(evaluate):
+    with pytest.raises(pv.ConfigError, match=r"precision: expected one of float32, bf16, received 'half'"):
+        evaluate(Written(), torch.zeros(2, 200), precision="half")
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_every_row_is_validated(k):
+    x = torch.rand(9, 200).round()
+    x[7, 3] = 0.5
+    with pytest.raises(ValueError, match="support"):
+        pv.log_marginal(Written(), x, k=k, chunk_size=4)
+    assert pyro.poutine.util.is_validation_enabled()
+
+
+def test_a_parameter_that_breaks_at_a_late_draw_is_named():
+    class Late(Written):
+        calls = 0
+
+        def model(self, x):
+            self.calls += 1
+            if self.calls == 4:
+                with torch.no_grad():
+                    self.decoder.bias.fill_(float("nan"))
+            super().model(x)
+
+    with pytest.raises(ValueError, match="logits"):
+        pv.log_marginal(Late(), torch.zeros(5, 200), k=3, chunk_size=3)

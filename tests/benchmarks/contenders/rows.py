@@ -1,0 +1,35 @@
+"""The rows, read and gathered in the same way by every contender on torch."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+
+def begin(setup):
+    """Threads and seed as everybody has them; the rows, float32, shape ``(rows, columns)``."""
+    torch.set_num_threads(setup.threads)
+    torch.manual_seed(0)
+    return load(setup)
+
+
+def load(setup, name="binary"):
+    """Rows as they are stored, 8 bits each, or the binary ones in memory as float32."""
+    stored = np.load(Path(setup.data) / f"{name}.npy", mmap_mode="r")
+    rows = torch.from_numpy(stored[: setup.rows, : setup.columns].copy())
+    return rows.float() if name == "binary" else rows
+
+
+def sampler(x, batch):
+    """A function that gathers a random batch."""
+
+    def draw():
+        return x.index_select(0, torch.randint(len(x), (batch,)))
+
+    return draw
+
+
+def passes(x, batch):
+    """The batches of one epoch in a new order, the short one at the end too."""
+    for index in torch.randperm(len(x)).split(batch):
+        yield x.index_select(0, index)
