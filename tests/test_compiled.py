@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 import pyrovae as pv
 from pyrovae.compiled import kept_heap
-from pyrovae.compiled.half import half_products
 from pyrovae.compiled.update import Update
+from pyrovae.graphs.half import half_products
 from tests.test_contract import HEADS, PRIORS, REAL, data_for, make_vae, small
 
 needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="no C++ compiler")
@@ -522,9 +522,9 @@ def test_compiled_code_never_reads_memory_of_another_shape():
     for a, b in zip(gradients, step._gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
     program.decoder.weight.data = torch.rand(7, 2)
-    with pytest.raises((RuntimeError, ValueError), match="size|shape|must match"):
+    with pytest.raises((RuntimeError, ValueError), match=r"size|shape|must match"):
         step(x)
-    with pytest.raises((RuntimeError, ValueError), match="size|shape|must match"):
+    with pytest.raises((RuntimeError, ValueError), match=r"size|shape|must match"):
         step(torch.randn(5, 7))
 
 
@@ -686,13 +686,13 @@ def test_without_a_compiler(monkeypatch):
 
 
 def test_a_compiler_that_fails(monkeypatch):
-    from pyrovae.compiled.inductor import CompilerFailed
+    from pyrovae.graphs import CompilerFailed
 
     def fail(*_):
         raise CompilerFailed("out of order")
 
     monkeypatch.setattr("pyrovae.compiled.step.compiler", lambda device: "g++")
-    monkeypatch.setattr("pyrovae.compiled.plans.compile_graph", fail)
+    monkeypatch.setattr("pyrovae.graphs.function.compile_graph", fail)
     step = step_of(Program(), pv.ELBO(), "compiled")
     with pytest.warns(UserWarning, match="inductor failed.*out of order"):
         step(torch.randn(5, 6))
@@ -703,7 +703,7 @@ def test_a_compiler_that_fails(monkeypatch):
 def test_auto_weighs_costs(monkeypatch, steps, level):
     """By the numbers of the job alone, so that the same run makes the same choice."""
     monkeypatch.setattr("pyrovae.compiled.step.compiler", lambda device: "g++")
-    monkeypatch.setattr("pyrovae.compiled.plans.compile_graph", lambda graph, inputs: graph.forward)
+    monkeypatch.setattr("pyrovae.graphs.function.compile_graph", lambda graph, inputs: graph.forward)
     step = step_of(Program(), pv.ELBO(), "auto", steps=steps)
     for _ in range(3):
         step(torch.randn(5, 6))

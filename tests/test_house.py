@@ -23,6 +23,7 @@ ORDER = [
     "families",
     "priors",
     "handlers",
+    "graphs",
     "evaluation",
     "models",
     "objectives",

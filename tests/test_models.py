@@ -2,6 +2,7 @@
 
 import copy
 import math
+import shutil
 
 import pyro
 import pyro.distributions as dist
@@ -9,6 +10,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
+from torch import nn
 
 import pyrovae as pv
 
@@ -296,13 +298,13 @@ def test_bf16_is_within_its_error(trained):
 @pytest.mark.parametrize("net", [pv.MLP, pv.GatedMLP, pv.ConvNet, pv.ResNet])
 def test_bf16_reaches_every_network_and_no_log_prob(net, monkeypatch):
     seen = []
-    score = pv.evaluation.score
+    score = pv.evaluation.passes.score
 
     def watched(fn, value, *args, **kwargs):
         seen.append((value.dtype, score(fn, value, *args, **kwargs).dtype))
         return score(fn, value, *args, **kwargs)
 
-    monkeypatch.setattr("pyrovae.evaluation.score", watched)
+    monkeypatch.setattr("pyrovae.evaluation.passes.score", watched)
     vae = pv.VAE(
         pv.StandardNormal(2),
         pv.Bernoulli((1, 8, 8), context=2, net=net),
@@ -343,3 +345,35 @@ def test_a_parameter_that_breaks_at_a_late_draw_is_named():
 
     with pytest.raises(ValueError, match="logits"):
         pv.log_marginal(Late(), torch.zeros(5, 200), k=3, chunk_size=3)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_log_marginal_gives_the_same_at_every_level(precision):
+    """One noise: a captured pass gives what the program gives, a ragged last batch included."""
+    torch.manual_seed(0)
+    vae = pv.VAE(pv.StandardNormal(2), pv.Bernoulli(30, context=2), pv.Normal(2, context=30))
+    x = (torch.rand(23, 30) > 0.5).float()
+    options = {"k": 50, "chunk_size": 250, "precision": precision}
+    eager = pv.log_marginal(vae, x, compile="eager", **options).values
+    levels = ["replay", *(["compiled"] if any(map(shutil.which, ("g++", "clang++", "c++"))) else [])]
+    for level in levels:
+        values = pv.log_marginal(vae, x, compile=level, **options).values
+        torch.testing.assert_close(values, eager, rtol=1e-5, atol=0)
+    assert torch.equal(eager, pv.log_marginal(vae, x, compile="eager", **options).values)
+    with pytest.raises(pv.ConfigError, match="compile: expected one of auto, compiled, replay, eager"):
+        pv.log_marginal(vae, x, compile="fast")
+
+
+def test_log_marginal_of_a_program_that_cannot_be_captured():
+    class Leaving(nn.Module):
+        def forward(self, x):
+            return torch.as_tensor(x.numpy()) * 1.0
+
+    vae = pv.VAE(
+        pv.StandardNormal(2),
+        pv.Bernoulli(30, context=2),
+        pv.Normal(2, context=30, net=lambda i, o: nn.Sequential(Leaving(), nn.Linear(i, o))),
+    )
+    x = (torch.rand(7, 30) > 0.5).float()
+    values = [pv.log_marginal(vae, x, k=20, compile=level).values for level in ("eager", "replay")]
+    assert torch.equal(*values)

@@ -20,7 +20,6 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from pyrovae import data as datasets
 from pyrovae import recipes, runs
 from pyrovae.cli import pictures
-from pyrovae.compiled import LEVELS, PRECISIONS
 from pyrovae.config import constructor, instance, part, read_toml
 from pyrovae.data.gate import Schema
 from pyrovae.data.preprocess import Binarize, Identity, Preprocess, Rescale, Standardize, Threshold
@@ -28,6 +27,7 @@ from pyrovae.data.rows import generator
 from pyrovae.errors import ConfigError, PyrovaeError
 from pyrovae.evaluation import active_units, elbo_terms, log_marginal
 from pyrovae.fit import Callback, EarlyStopping, fit
+from pyrovae.graphs import LEVELS, PRECISIONS
 from pyrovae.models import Model
 from pyrovae.nn import dims
 from pyrovae.spec import describe

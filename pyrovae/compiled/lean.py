@@ -7,6 +7,7 @@ from typing import Any
 import pyro
 from pyro.distributions.util import is_identically_zero, scale_and_mask
 from pyro.infer import Trace_ELBO
+from pyro.infer.util import torch_item
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
@@ -64,17 +65,17 @@ class _LeanELBO:
         for log in logs:
             surrogate = surrogate + log
         for log_prob, _, entropy in parts:
-            loss = loss - log_prob.sum().item()
+            loss -= log_prob.sum().item()
             if not is_identically_zero(entropy):
                 surrogate = surrogate - entropy.sum()
-        return -loss + (surrogate.item() - surrogate)  # pyright: ignore[reportAttributeAccessIssue]
+        return -loss + (torch_item(surrogate) - surrogate)
 
     def _by_traces(self, scored: _Sites, drawn: _Sites) -> Tensor:
         model_trace, guide_trace = _trace(scored), _trace(drawn)
         model_trace.compute_log_prob()
         guide_trace.compute_score_parts()
         loss, surrogate = self.estimator._differentiable_loss_particle(model_trace, guide_trace)
-        return loss + (surrogate - surrogate.item())
+        return loss + (surrogate - torch_item(surrogate))  # pyright: ignore[reportOperatorIssue]
 
 
 @contextlib.contextmanager

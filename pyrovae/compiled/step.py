@@ -11,19 +11,16 @@ from pyro.infer.elbo import ELBO as PyroELBO
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pyrovae.compiled.capture import Refused
 from pyrovae.compiled.gradients import Gradients, Result, clipped
-from pyrovae.compiled.inductor import CompilerFailed, compiler
 from pyrovae.compiled.plans import Captured, Eager, Plan
 from pyrovae.compiled.update import Update
 from pyrovae.compiled.watch import Watch
 from pyrovae.errors import ConfigError
+from pyrovae.graphs import LEVELS, PRECISIONS, CompilerFailed, Refused, compiler
 from pyrovae.objectives import ELBO
 
-__all__ = ["LEVELS", "PRECISIONS", "Step", "compile_step"]
+__all__ = ["Step", "compile_step"]
 
-LEVELS = ("auto", "compiled", "replay", "eager")
-PRECISIONS = ("float32", "bf16")
 _KINDS = 16  # graphs kept, and captures that are renewed, before it goes on eagerly
 # what a graph saves of an eager step, what compiling saves of a replay, and what either costs once
 _GAIN_REPLAY, _SECONDS_CAPTURE = 0.3, 0.5
@@ -211,7 +208,7 @@ class Step:
         if kind is None:
             kind = self._plans[key] = self._kind(data, first=not self._plans)
         kind.seen += 1
-        void = isinstance(kind.plan, Captured) and not kind.plan.unchanged()
+        void = isinstance(kind.plan, Captured) and not kind.plan.function.unchanged()
         if kind.seen in (kind.capture_at, kind.compile_at) or void:
             kind.plan = self._captured(data, compiled=kind.seen >= kind.compile_at)
         return kind.plan

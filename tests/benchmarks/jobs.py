@@ -143,17 +143,17 @@ JOBS: dict[str, Job] = {
         batch=128,
     ),
     "evaluate": Job(
-        "log p(x) of 200 rows, 5,000 draws each",
+        "log p(x) of 1,000 rows, 5,000 draws each",
         (
             Contender("matrix products alone", "torch_hand.products"),
             Contender("pyrovae.log_marginal", "ours.evaluate", {"precision": "float32"}),
             Contender("pyrovae.log_marginal, bf16", "ours.evaluate", {"precision": "bf16"}),
             Contender("Pyro's vectorized_importance_weights", "pyro_svi.evaluate"),
         ),
-        PIXELS | _FEW | {"k": 5000, "chunk": 5000, "evaluated": 200},
+        PIXELS | _FEW | {"k": 5000, "chunk": 2500, "evaluated": 1000},
         unit="evaluation",
-        batch=200,
-        blocks=5,
+        batch=1000,
+        blocks=3,
     ),
     "start": Job(
         "From nothing to the end of the first step of a VAE",

@@ -14,7 +14,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.graph import CodeGen
 from torch.fx.node import map_arg
 
-from pyrovae.compiled.graphs import (
+from pyrovae.graphs.nodes import (
     EMPTY,
     aten,
     changes_arguments,

@@ -7,8 +7,8 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
-from pyrovae.compiled.graphs import aten, value_of
-from pyrovae.compiled.simplify import simplify
+from pyrovae.graphs.nodes import aten, value_of
+from pyrovae.graphs.simplify import simplify
 
 __all__ = ["half_products"]
 

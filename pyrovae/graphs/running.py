@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from pyrovae.compiled.graphs import aten, is_random, is_view, replace, roots_of, value_of, written_once
+from pyrovae.graphs.nodes import aten, is_random, is_view, replace, roots_of, value_of, written_once
 
-__all__ = ["noise_first", "reuse"]
+__all__ = ["biases_apart", "noise_first", "reuse"]
 
 _DIRECT: dict[Any, Callable[..., Any]] = {}
 _ELEMENTWISE: set[Any] = set()
@@ -89,6 +89,27 @@ def _overwritable(node: Node, roots: dict[Node, Node], last: dict[Node, int], no
         if fresh and alike and not others and last[root] == now and held.is_contiguous():
             found.append(operand)
     return found
+
+
+def biases_apart(graph: GraphModule) -> GraphModule:
+    """``addmm`` as a product and a sum, in place: a compiler merges the sum with what follows.
+
+    The product that adds by itself first copies the bias into every row of its result.
+
+    Returns:
+        The same object.
+    """
+    for node in [n for n in graph.graph.nodes if n.target is aten.addmm.default and not n.kwargs]:
+        bias, left, right = node.args
+        with graph.graph.inserting_before(node):
+            product = graph.graph.call_function(aten.mm.default, (left, right))
+            # an axis in between, lest the compiler put the two together again
+            wide = graph.graph.call_function(aten.unsqueeze.default, (product, 0))
+            total = graph.graph.call_function(aten.add.Tensor, (wide, bias))
+            result = graph.graph.call_function(aten.squeeze.dim, (total, 0))
+        replace(node, result)
+    graph.recompile()
+    return graph
 
 
 def noise_first(graph: GraphModule) -> list[Callable[[], Tensor]]:

@@ -1,0 +1,25 @@
+"""What a model is worth: functions of anything with Pyro programs ``model`` and ``guide``; none sees an optimizer."""
+
+from pyrovae.evaluation.measures import (
+    ActiveUnits,
+    ELBOTerms,
+    LogMarginal,
+    active_units,
+    elbo_terms,
+    log_marginal,
+    log_weights,
+)
+from pyrovae.evaluation.passes import Rows, as_tensor, chunks
+
+__all__ = [
+    "ActiveUnits",
+    "ELBOTerms",
+    "LogMarginal",
+    "Rows",
+    "active_units",
+    "as_tensor",
+    "chunks",
+    "elbo_terms",
+    "log_marginal",
+    "log_weights",
+]

@@ -1,0 +1,125 @@
+"""A function of tensors as a graph: captured once, run by torch's own functions or by compiled code."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyrovae.graphs.capture import capture
+from pyrovae.graphs.half import half_products
+from pyrovae.graphs.inductor import compile_graph
+from pyrovae.graphs.nodes import copied
+from pyrovae.graphs.running import biases_apart, noise_first, reuse
+from pyrovae.graphs.simplify import prepare
+
+__all__ = ["Function", "cuda_devices", "kept"]
+
+
+class Function:
+    """The same results as a function's on the same noise: bit for bit, until its graph is rounded or compiled.
+
+    Args:
+        function: of data; further tensors it may reach by other ways.
+        tensors: those it reaches that are the same objects at every call, such as parameters; all others stand in the
+            graph by reference as well.
+        data: an example; shapes and types are fixed.
+        half: whether :meth:`__call__` does matrix products in bfloat16.
+
+    Raises:
+        Refused: if the function cannot be captured.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Sequence[Tensor]],
+        tensors: Sequence[Tensor],
+        data: Sequence[Tensor],
+        *,
+        half: bool = False,
+    ) -> None:
+        self.devices = cuda_devices([*tensors, *data])
+        # distinct objects, although one tensor may be given twice
+        example = [d.detach() for d in data]
+        graph = capture(lambda *inputs: function(*inputs[len(tensors) :]), [*tensors, *example])
+        graph, self.tensors, self.written, self.decides = prepare(graph, tensors)
+        self._kinds = [_kind(tensor) for tensor in self.tensors]
+        self._exact = reuse(copied(graph)).forward
+        self._graph = half_products(graph) if half else graph
+        self._run: Callable[..., Any] = reuse(copied(self._graph)).forward if half else self._exact
+        self.compiled = False
+
+    def compile(self, data: Sequence[Tensor]) -> None:
+        """Let calls run compiled code from now on.
+
+        Raises:
+            CompilerFailed: in the compiler's words.
+        """
+        graph = biases_apart(copied(self._graph))
+        draws = noise_first(graph)
+        with kept(self.written, self.devices):
+            run = compile_graph(graph, [*self._inputs(data), *(draw() for draw in draws)])
+        self._run = (lambda *inputs: run(*inputs, *[draw() for draw in draws])) if draws else run
+        self.compiled = True
+
+    def __call__(self, *data: Tensor, exact: bool = False) -> list[Tensor] | None:
+        """The function's results without gradients.
+
+        Args:
+            *data: of the example's shapes and types.
+            exact: by the graph as it was captured, whatever is run otherwise.
+
+        Returns:
+            The results, or None where a branch on data comes out differently than when it was captured; noise is then
+            not drawn, and nothing is written.
+        """
+        before = self._state() if self.decides else None
+        with torch.no_grad(), torch._C._AutoDispatchBelowAutograd():
+            outputs = (self._exact if exact else self._run)(*self._inputs(data))
+        if before is None:
+            return outputs
+        *results, decision = outputs
+        if decision:
+            return results
+        self._restore(*before)
+        return None
+
+    def unchanged(self) -> bool:
+        """Whether tensors are of the types, shapes and strides that the graph was made for."""
+        return all(_kind(tensor) == kind for tensor, kind in zip(self.tensors, self._kinds, strict=True))
+
+    def _inputs(self, data: Sequence[Tensor]) -> list[Tensor]:
+        return [*self.tensors, *(d.contiguous() for d in data)]
+
+    def _state(self) -> tuple[list[Tensor], list[Tensor]]:
+        generators = [torch.get_rng_state(), *(torch.cuda.get_rng_state(d) for d in self.devices)]
+        return generators, [w.detach().clone() for w in self.written]
+
+    def _restore(self, generators: list[Tensor], written: list[Tensor]) -> None:
+        torch.set_rng_state(generators[0])
+        for device, state in zip(self.devices, generators[1:], strict=True):
+            torch.cuda.set_rng_state(state, device)
+        for tensor, before in zip(self.written, written, strict=True):
+            tensor.detach().copy_(before)
+
+
+@contextlib.contextmanager
+def kept(tensors: Sequence[Tensor], devices: Sequence[int] = ()) -> Iterator[None]:
+    """Generators, and the numbers of these tensors, as they were, afterwards."""
+    before = [t.detach().clone() for t in tensors]
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            for tensor, value in zip(tensors, before, strict=True):
+                tensor.detach().copy_(value)
+
+
+def cuda_devices(tensors: Sequence[Tensor]) -> list[int]:
+    """Their indices."""
+    return sorted({t.device.index or 0 for t in tensors if t.device.type == "cuda"})
+
+
+def _kind(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.dtype, tensor.device, tensor.shape, tensor.stride()
