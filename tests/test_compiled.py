@@ -509,6 +509,22 @@ def test_modes_parameters_and_state_are_followed():
     assert step.level == "replay"
 
 
+@pytest.mark.filterwarnings("ignore:.*not registered in the param store")
+@pytest.mark.parametrize("level", ["eager", "replay"])
+def test_parameters_can_be_frozen_and_thawed(level):
+    program, x = Program(), torch.randn(5, 6)
+    step = step_of(program, pv.ELBO(), level)
+    step(x)
+    for frozen in (True, False):
+        program.decoder.weight.requires_grad_(not frozen)
+        before = program.decoder.weight.detach().clone(), program.encoder.weight.detach().clone()
+        for _ in range(3):
+            step(x)
+        assert torch.equal(before[0], program.decoder.weight) == frozen
+        assert not torch.equal(before[1], program.encoder.weight)
+        assert step.level == level
+
+
 @needs_compiler
 def test_compiled_code_never_reads_memory_of_another_shape():
     """Machine code checks nothing: a parameter of another layout or type makes a new graph, or an error."""

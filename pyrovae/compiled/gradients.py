@@ -52,22 +52,26 @@ class Gradients:
             chosen = chosen.at(t)
         with torch.enable_grad():
             losses = chosen(self.program, *data)
-            if isinstance(losses, Mapping):
-                loss, gradients = self._named(losses)
-            else:
-                loss, gradients = losses, torch.autograd.grad(losses, self.parameters, allow_unused=True)
-        return clipped(Result(loss.detach(), None, list(gradients)), norm=self.norm, clip=self.clip)
+            named = isinstance(losses, Mapping)
+            gradients = self._named(losses) if named else self._of(losses, self.parameters)
+        loss = reported(losses).detach()
+        return clipped(Result(loss, None, gradients), norm=self.norm, clip=self.clip)
 
-    def _named(self, losses: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor | None]]:
-        """Each loss by its own parameters."""
+    def _of(self, loss: Tensor, owned: Sequence[Tensor], *, again: bool = False) -> list[Tensor | None]:
+        """One gradient for each parameter: those that are not this loss's, or frozen meanwhile, have none."""
         place = {id(p): i for i, p in enumerate(self.parameters)}
+        trained = [p for p in owned if id(p) in place and p.requires_grad]
         gradients: list[Tensor | None] = [None] * len(self.parameters)
-        for name, owned in self.objective.parameters(self.program).items():
-            trained = [p for p in owned if id(p) in place]
-            parts = torch.autograd.grad(losses[name], trained, allow_unused=True, retain_graph=True)
-            for parameter, part in zip(trained, parts, strict=True):
-                gradients[place[id(parameter)]] = part
-        return reported(losses), gradients
+        parts = torch.autograd.grad(loss, trained, allow_unused=True, retain_graph=again)
+        for parameter, part in zip(trained, parts, strict=True):
+            gradients[place[id(parameter)]] = part
+        return gradients
+
+    def _named(self, losses: Mapping[str, Tensor]) -> list[Tensor | None]:
+        """Each loss by its own parameters."""
+        owned = self.objective.parameters(self.program)
+        parts = [self._of(losses[name], parameters, again=True) for name, parameters in owned.items()]
+        return [next((g for g in gradients if g is not None), None) for gradients in zip(*parts, strict=True)]
 
 
 @torch.no_grad()

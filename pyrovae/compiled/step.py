@@ -128,7 +128,7 @@ class Step:
         steps: int | None = None,
         norm: bool = False,
     ) -> None:
-        self.parameters: list[Tensor] = [p for g in optimizer.param_groups for p in g["params"] if p.requires_grad]
+        self.parameters: list[Tensor] = [p for g in optimizer.param_groups for p in g["params"]]
         _check(level, precision, clip, accumulate, self.parameters)
         self.wanted, self.precision, self.accumulate, self.steps = level, precision, accumulate, steps
         self.clip, self.with_norm = clip, norm
@@ -320,7 +320,7 @@ def _objective(objective: Any) -> Any:
 
 
 def _check(level: str, precision: str, clip: Any, accumulate: Any, parameters: Sequence[Tensor]) -> None:
-    if not parameters:
+    if not any(p.requires_grad for p in parameters):
         raise ConfigError("optimizer: expected parameters that require gradients, received none")
     for name, value, known in (("level", level, LEVELS), ("precision", precision, PRECISIONS)):
         if value not in known:

@@ -86,7 +86,7 @@ class Function:
         return None
 
     def unchanged(self) -> bool:
-        """Whether tensors are of the types, shapes and strides that the graph was made for."""
+        """Whether tensors are as the graph was made for them: types, shapes, strides, frozen or not."""
         return all(_kind(tensor) == kind for tensor, kind in zip(self.tensors, self._kinds, strict=True))
 
     def _inputs(self, data: Sequence[Tensor]) -> list[Tensor]:
@@ -122,4 +122,4 @@ def cuda_devices(tensors: Sequence[Tensor]) -> list[int]:
 
 
 def _kind(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.dtype, tensor.device, tensor.shape, tensor.stride()
+    return tensor.dtype, tensor.device, tensor.shape, tensor.stride(), tensor.requires_grad
