@@ -4,6 +4,8 @@ import pyro
 import pytest
 import torch
 
+collect_ignore = ["benchmarks"]  # run by hand; some of its modules need environments of their own
+
 
 @pytest.fixture(scope="session", autouse=True)
 def threads():
