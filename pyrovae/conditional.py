@@ -57,25 +57,36 @@ class Head(Conditional):
     Contexts whose leading dimensions differ, as an image and every value of its label, are not concatenated when they
     are vectors and the network is an MLP or GatedMLP: ``W [x; y] = W_x x + W_y y``, and ``W_x x`` is computed once.
 
-    To add a family, write ``family`` and call this constructor with the number of parameters per element.
+    To add a family, write ``family`` and call this constructor with the number of parameters per element, or, where
+    parameters are not shaped as the event, with the length of each.
 
     Args:
         shape: of one event, an int for vectors, such as ``(1, 28, 28)`` for images.
         context: the shape conditioned on; several as a sequence of sequences, ``[(16,), (10,)]``; None for none.
         net: called as ``net(in_shape, out_shape)``, an int for vectors; ``torch.nn.Linear`` is one.
         n_params: parameters of the family for each element of the event.
+        sizes: lengths of the parameters, where these are vectors of another length than the event: the network's
+            output is a vector of their sum, and ``n_params`` does not count.
 
     Raises:
         ValueError: for a shape that is not positive, or a network that is already built.
     """
 
-    def __init__(self, shape: Shape, context: Context = None, net: NetBuilder = MLP, *, n_params: int = 1) -> None:
+    def __init__(
+        self,
+        shape: Shape,
+        context: Context = None,
+        net: NetBuilder = MLP,
+        *,
+        n_params: int = 1,
+        sizes: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
         _check_builder(net)
         self.shape, self.context, self.net = shape, context, net
         self.event_dim = len(dims(shape))
-        self._n_params = n_params
-        out = as_shape((n_params * dims(shape)[0], *dims(shape)[1:]))
+        self._n_params, self._sizes = n_params, None if sizes is None else list(sizes)
+        out = as_shape((n_params * dims(shape)[0], *dims(shape)[1:])) if sizes is None else sum(sizes)
         self.join = None if context is None else Join([as_shape(dims(s)) for s in _several(context)])
         self.network = Constant(out) if self.join is None else net(self.join.shape, out)
 
@@ -84,7 +95,8 @@ class Head(Conditional):
         """The distribution of one event per row.
 
         Args:
-            *params: ``n_params`` tensors of shape ``(*batch, *shape)``.
+            *params: ``n_params`` tensors of shape ``(*batch, *shape)``, or one of shape ``(*batch, size)`` for each of
+                ``sizes``.
         """
 
     def forward(self, *context: Tensor | None) -> TorchDistribution:
@@ -93,10 +105,16 @@ class Head(Conditional):
         Args:
             *context: tensors of shape ``(*batch, *shape)``; None is left out.
         """
-        return self.family(*self.params(*context).chunk(self._n_params, -self.event_dim))
+        return self.at(self.params(*context))
+
+    def at(self, params: Tensor) -> TorchDistribution:
+        """The family at given parameters, as ``params`` puts them out."""
+        if self._sizes is not None:
+            return self.family(*params.split(self._sizes, -1))
+        return self.family(*params.chunk(self._n_params, -self.event_dim))
 
     def params(self, *context: Tensor | None) -> Tensor:
-        """The network's output, shape ``(*batch, n_params * shape[0], *shape[1:])``."""
+        """The network's output, ``(*batch, n_params * shape[0], *shape[1:])``, or ``(*batch, sum(sizes))``."""
         if self.join is None:
             return self.network()
         return self.join.feed(self.network, *(c for c in context if c is not None))

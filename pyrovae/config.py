@@ -21,6 +21,7 @@ from torch import nn
 
 from pyrovae import families, models, objectives, priors, runs
 from pyrovae import nn as networks
+from pyrovae.conditional import Conditional, Head
 from pyrovae.data import preprocess
 from pyrovae.data.gate import Schema
 from pyrovae.errors import ConfigError, ModelFileError
@@ -33,15 +34,23 @@ else:
 
 __all__ = ["Run", "instance", "load", "part", "parts", "read_toml"]
 
-_HEADS = ("Normal", "Laplace", "StudentT")
+
+
+def _final(room: Any, kind: type) -> tuple[str, ...]:
+    """The finished classes of a kind that a room offers."""
+    offered = {n: c for n, c in vars(room).items() if inspect.isclass(c) and not n.startswith("_")}
+    return tuple(n for n, c in offered.items() if issubclass(c, kind) and not inspect.isabstract(c))
+
+
+_HEADS = _final(families, Head)  # each is likelihood, posterior or learned prior
 _ROLES: dict[str, tuple[Any, tuple[str, ...]]] = {
-    "prior": (priors, ("StandardNormal", "Mixture", "VampPrior")),
+    "prior": (priors, _final(priors, Conditional)),
     "posterior": (families, _HEADS),
-    "likelihood": (families, ("Bernoulli", "ContinuousBernoulli", "Categorical", *_HEADS)),
-    "scale": (families, ("NetworkScale", "LearnedScale", "SharedScale", "FixedScale", "OptimalScale")),
+    "likelihood": (families, _HEADS),
+    "scale": (families, _final(families, families.Scale)),
     "net": (networks, ("MLP", "GatedMLP", "ConvNet", "ResNet")),
     "activation": (nn, ("ReLU", "SiLU", "GELU", "Softplus", "Tanh", "ELU", "LeakyReLU")),
-    "objective": (objectives, ("ELBO", "IWAE")),
+    "objective": (objectives, _final(objectives, objectives.Objective)),
     "schedule": (objectives, ("Warmup", "Cyclical")),
     "preprocess": (preprocess, ("Identity", "Rescale", "Binarize", "Threshold", "Standardize")),
 }

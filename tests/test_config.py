@@ -182,7 +182,7 @@ def test_instances():
     [
         ("vapm", "prior", ["--prior", "'vapm'", "did you mean 'vamp'", "vamp-prior"]),
         ("StudenT3", "posterior", ["--posterior", "did you mean 'student-t'"]),
-        ("bernoulli", "posterior", ["--posterior", "normal, laplace, student-t"]),
+        ("standard-normal", "posterior", ["there is no posterior", "laplace, ", "student-t"]),
         ("vamp(component=5)", "prior", ["--prior", "VampPrior", "'component'", "did you mean 'components'"]),
         ("vamp(5)", "prior", ["--prior", "by name"]),
         ("vamp(components=5", "prior", ["--prior", "name(argument=value)"]),

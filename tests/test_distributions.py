@@ -389,7 +389,7 @@ def test_score_of_binary_data_at_extreme_logits():
 )
 @pytest.mark.parametrize("piece", [2**18, 50, 1])
 def test_score_broadcasts_as_log_prob_does(event, batch, value_batch, piece, monkeypatch):
-    monkeypatch.setattr("pyrovae.distributions._PIECE", piece)
+    monkeypatch.setattr("pyrovae.distributions.scoring._PIECE", piece)
     d = dist.Bernoulli(logits=torch.randn(*batch, *event)).to_event(len(event))
     x = torch.rand(*value_batch, *event).round()
     with torch.no_grad():

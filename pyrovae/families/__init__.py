@@ -1,0 +1,7 @@
+"""Final heads: each is likelihood p(x|z), posterior q(z|x) or learned prior p(z|c), as its place in the model says."""
+
+# ruff: noqa: F403
+from pyrovae.families.discrete import *
+from pyrovae.families.interval import *
+from pyrovae.families.location_scale import *
+from pyrovae.families.scale import *
