@@ -23,15 +23,19 @@ from pyrovae.families import (
     StudentT,
 )
 from pyrovae.fit import Callback, EarlyStopping, History, Progress, State, fit
+from pyrovae.flows import IAF, MAF, Flow, FlowTransform, Householder, NeuralSpline, Planar, RealNVP, Sylvester
 from pyrovae.handlers import temper
 from pyrovae.models import VAE, Model
 from pyrovae.nn import MLP, ConvNet, GatedMLP, ResNet
 from pyrovae.objectives import ELBO, IWAE, Cyclical, Objective, Warmup
-from pyrovae.priors import Mixture, StandardNormal, VampPrior
+from pyrovae.priors import ExemplarPrior, Mixture, StandardNormal, VampPrior
+from pyrovae.refinement import Refined, refine
 
 __all__ = [
     "ELBO",
+    "IAF",
     "IWAE",
+    "MAF",
     "MLP",
     "VAE",
     "ActiveUnits",
@@ -47,10 +51,14 @@ __all__ = [
     "DataError",
     "ELBOTerms",
     "EarlyStopping",
+    "ExemplarPrior",
     "FixedScale",
+    "Flow",
+    "FlowTransform",
     "GatedMLP",
     "Head",
     "History",
+    "Householder",
     "Identity",
     "Laplace",
     "LearnedScale",
@@ -59,12 +67,16 @@ __all__ = [
     "Model",
     "ModelFileError",
     "NetworkScale",
+    "NeuralSpline",
     "Normal",
     "Objective",
     "OptimalScale",
+    "Planar",
     "Preprocess",
     "Progress",
     "PyrovaeError",
+    "RealNVP",
+    "Refined",
     "ResNet",
     "Rescale",
     "ResourceError",
@@ -76,6 +88,7 @@ __all__ = [
     "State",
     "Step",
     "StudentT",
+    "Sylvester",
     "Threshold",
     "TrainingDiverged",
     "VampPrior",
@@ -94,5 +107,6 @@ __all__ = [
     "log_weights",
     "plots",
     "recipes",
+    "refine",
     "temper",
 ]

@@ -23,8 +23,7 @@ class Conditional(nn.Module, abc.ABC):
 
     To write one, subclass and return a Pyro distribution whose event dimensions are declared with ``to_event``. Keep
     every constructor argument as an attribute of the same name: that is how a model is written to ``model.toml``.
-    If a network computes the parameters, subclass :class:`Head` instead. Classes are abstract or final: wrap a finished
-    one rather than subclass it.
+    Classes are abstract or final: wrap a finished one rather than subclass it.
 
     Example:
         >>> import torch, pyro.distributions as dist
@@ -37,6 +36,27 @@ class Conditional(nn.Module, abc.ABC):
         ...         return dist.Uniform(-torch.ones(self.size), torch.ones(self.size)).to_event(1)
         >>> Cube(3)().event_shape
         torch.Size([3])
+
+    If a network computes the parameters, subclass :class:`Head`: say how many parameters an element has, and turn them
+    into a distribution. That is a new likelihood, posterior and learned prior at once:
+
+        >>> from pyrovae.distributions import positive
+        >>> class Exponential(Head):
+        ...     def __init__(self, shape, context=None, net=MLP):
+        ...         super().__init__(shape, context, net, n_params=1)
+        ...
+        ...     def family(self, *params):
+        ...         return dist.Exponential(positive(params[0])).to_event(self.event_dim)
+        >>> import pyrovae as pv
+        >>> vae = pv.VAE(pv.StandardNormal(2), Exponential(5, context=2), pv.Normal(2, context=5))
+        >>> history = pv.fit(vae, torch.rand(64, 5), epochs=1)
+        >>> vae.sample(3).shape
+        torch.Size([3, 5])
+
+    To make it a part of the library takes four places: the class in the file of ``families`` where its values belong,
+    with its name in that file's ``__all__``; the export in ``pyrovae/__init__.py``; one line in the table of
+    ``tests/test_contract.py``, which then demands everything else of it; one row in the README. The command line and
+    TOML find it by its name.
     """
 
     @abc.abstractmethod

@@ -19,7 +19,7 @@ import torch
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from torch import nn
 
-from pyrovae import families, models, objectives, priors, runs
+from pyrovae import families, flows, models, objectives, priors, runs
 from pyrovae import nn as networks
 from pyrovae.conditional import Conditional, Head
 from pyrovae.data import preprocess
@@ -35,18 +35,18 @@ else:
 __all__ = ["Run", "instance", "load", "part", "parts", "read_toml"]
 
 
-
 def _final(room: Any, kind: type) -> tuple[str, ...]:
     """The finished classes of a kind that a room offers."""
     offered = {n: c for n, c in vars(room).items() if inspect.isclass(c) and not n.startswith("_")}
     return tuple(n for n, c in offered.items() if issubclass(c, kind) and not inspect.isabstract(c))
 
 
-_HEADS = _final(families, Head)  # each is likelihood, posterior or learned prior
+_HEADS = _final(families, Head)
 _ROLES: dict[str, tuple[Any, tuple[str, ...]]] = {
     "prior": (priors, _final(priors, Conditional)),
-    "posterior": (families, _HEADS),
-    "likelihood": (families, _HEADS),
+    "family": (families, _HEADS),
+    "flow": (flows, ("Flow",)),
+    "transform": (flows, _final(flows, flows.FlowTransform)),
     "scale": (families, _final(families, families.Scale)),
     "net": (networks, ("MLP", "GatedMLP", "ConvNet", "ResNet")),
     "activation": (nn, ("ReLU", "SiLU", "GELU", "Softplus", "Tanh", "ELU", "LeakyReLU")),
@@ -54,17 +54,17 @@ _ROLES: dict[str, tuple[Any, tuple[str, ...]]] = {
     "schedule": (objectives, ("Warmup", "Cyclical")),
     "preprocess": (preprocess, ("Identity", "Rescale", "Binarize", "Threshold", "Standardize")),
 }
-_BUILDERS = ("scale", "net", "activation")  # called later, by the part they are given to
+_BUILDERS = ("scale", "net", "activation", "transform", "base")  # called later, by the part they are given to
 _MORE = {c.__name__: c for c in (models.VAE, nn.Linear, Trace_ELBO, TraceMeanField_ELBO, TraceEnum_ELBO)}
 NAMES: dict[str, Callable[..., Any]] = _MORE | {n: getattr(room, n) for room, names in _ROLES.values() for n in names}
 
 
 def parts() -> dict[str, dict[str, Callable[..., Any]]]:
-    """Every part by the role it can take, then by name; learned heads without context are priors too."""
+    """Every part by the role it can take, then by name; a family takes any role, that of a learned prior too."""
     table = {role: {name: NAMES[name] for name in names} for role, (_, names) in _ROLES.items()}
-    table["prior"] |= {name: NAMES[name] for name in _HEADS}
+    heads = table.pop("family") | table.pop("flow")
     table["net"]["Linear"] = NAMES["Linear"]
-    return table
+    return {"prior": table.pop("prior") | heads, "posterior": heads, "likelihood": heads, "base": heads} | table
 
 
 def part(text: str | Mapping[str, Any], role: str) -> Callable[..., Any]:
@@ -257,8 +257,9 @@ def first_sentence(obj: Callable[..., Any]) -> str:
 def constructor(obj: Callable[..., Any]) -> str:
     """Arguments a user may give at the command line."""
     supplied = {"shape", "context", "posterior", "inputs", "in_shape", "out_shape", "in_features", "out_features"}
-    supplied |= {"device", "dtype", "bias", "estimator", "sites"}
+    supplied |= {"device", "dtype", "bias", "estimator", "sites", "size"}
     known = inspect.signature(obj).parameters
+    supplied |= {"features"} if "size" in known else set()  # a flow's transforms are sized by the flow
     return ", ".join(f"{n}={_shown(p.default)}" for n, p in known.items() if n not in supplied)
 
 

@@ -1,5 +1,7 @@
 """Context-free distributions for p(z); any head of ``families`` built without context is a learned prior too."""
 
+import abc
+
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
@@ -10,7 +12,7 @@ from pyrovae.distributions import NormalMixture, mixture, positive
 from pyrovae.errors import ConfigError
 from pyrovae.nn import dims
 
-__all__ = ["Mixture", "StandardNormal", "VampPrior"]
+__all__ = ["ExemplarPrior", "Mixture", "StandardNormal", "VampPrior"]
 
 
 class StandardNormal(Conditional):
@@ -69,7 +71,26 @@ class Mixture(Conditional):
         return NormalMixture(self.logits, self.loc, positive(self.raw_scale))
 
 
-class VampPrior(Conditional):
+class _Aggregate(Conditional, abc.ABC):
+    """Abstract: the posterior at given inputs, averaged."""
+
+    inputs: Tensor
+    logits: Tensor
+
+    def __init__(self, posterior: Head, inputs: Tensor, *, learn: bool) -> None:
+        super().__init__()
+        self.posterior, self.components, self.learn = posterior, len(inputs), learn
+        if learn:
+            self.inputs = nn.Parameter(inputs)
+        else:
+            self.register_buffer("inputs", inputs)
+        self.register_buffer("logits", torch.zeros(len(inputs)), persistent=False)
+
+    def _average(self, inputs: Tensor) -> TorchDistribution:
+        return mixture(self.logits[: len(inputs)], self.posterior(inputs))
+
+
+class VampPrior(_Aggregate):
     r"""The posterior at K pseudo-inputs, averaged: ``p(z) = 1/K sum_k q(z | u_k)``.
 
     It approximates the aggregate posterior, which is the best prior there is for a given guide. The pseudo-inputs are
@@ -92,9 +113,6 @@ class VampPrior(Conditional):
         torch.Size([])
     """
 
-    inputs: Tensor
-    logits: Tensor
-
     def __init__(
         self,
         posterior: Head,
@@ -104,33 +122,106 @@ class VampPrior(Conditional):
         learn: bool = True,
         bounds: tuple[float, float] | None = None,
     ) -> None:
-        super().__init__()
-        start = _start(posterior, inputs, components)
-        self.posterior, self.components, self.learn, self.bounds = posterior, len(start), learn, bounds
-        if learn:
-            self.inputs = nn.Parameter(start)
-        else:
-            self.register_buffer("inputs", start)
-        self.register_buffer("logits", torch.zeros(len(start)), persistent=False)
+        super().__init__(posterior, _start(posterior, inputs, components), learn=learn)
+        self.bounds = bounds
 
     def forward(self, *context: Tensor | None) -> TorchDistribution:
         """The mixture of the posteriors at the pseudo-inputs; a context is ignored."""
         inputs = self.inputs if self.bounds is None else self.inputs.clamp(*self.bounds)
-        return mixture(self.logits, self.posterior(inputs))
+        return self._average(inputs)
+
+
+class ExemplarPrior(_Aggregate):
+    r"""The posterior at rows of the data, averaged: ``p(z) = 1/K sum_k q(z | x_k)``, the whole training set by default.
+
+    Unlike :class:`VampPrior` it starts from real rows and, unless ``learn`` is set, keeps them; ``learn=True`` is a
+    VampPrior with pseudo-inputs from the data. Every evaluation of the density encodes all K rows. With ``subset=M`` a
+    call in training mode encodes M of them instead, drawn afresh without replacement. The logarithm of the average over
+    a subset is on average below that over all rows, so the training loss is then an upper bound; in evaluation mode
+    all rows count. A row's own exemplar is not left out, as Norouzi et al. do while training.
+
+    The rows are training data, and a model file holds them.
+
+    Args:
+        posterior: the guide's own part, shared, not copied.
+        inputs: rows as the model sees them, after preprocessing, shape ``(N, *x)``; None makes a prior of zeros that
+            waits for a state dict, as when a saved model is built again.
+        components: K, rows spread evenly over ``inputs``; None takes them all.
+        learn: True trains the rows with everything else.
+        subset: M, rows encoded in each call while training; None for all of them.
+
+    Raises:
+        ConfigError: without rows or their number, or for more components than rows, or a larger subset than components.
+
+    References:
+        Exemplar VAE: linking generative models, nearest neighbor retrieval, and data augmentation (Norouzi, Fleet and
+        Norouzi, 2020); VAE with a VampPrior (Tomczak and Welling, 2018)
+
+    Example:
+        >>> import pyrovae as pv
+        >>> q = pv.Normal(2, context=4)
+        >>> ExemplarPrior(q, torch.rand(1000, 4), components=50)().log_prob(torch.zeros(2)).shape
+        torch.Size([])
+    """
+
+    def __init__(
+        self,
+        posterior: Head,
+        inputs: Tensor | None = None,
+        components: int | None = None,
+        *,
+        learn: bool = False,
+        subset: int | None = None,
+    ) -> None:
+        super().__init__(posterior, _rows(posterior, inputs, components), learn=learn)
+        if subset is not None and _count(subset, "subset") > self.components:
+            raise ConfigError(f"subset: expected at most the {self.components} components, received {subset}")
+        self.subset = subset
+
+    def forward(self, *context: Tensor | None) -> TorchDistribution:
+        """The mixture of the posteriors at the rows, or at some of them while training; a context is ignored."""
+        if self.subset is None or not self.training:
+            return self._average(self.inputs)
+        drawn = torch.randperm(self.components, device=self.inputs.device)[: self.subset]
+        return self._average(self.inputs[drawn])
 
 
 def _start(posterior: Head, inputs: Tensor | None, components: int) -> Tensor:
     if inputs is None:
-        context = posterior.context
-        if context is None or not (isinstance(context, int) or isinstance(context[0], int)):
-            raise ConfigError("VampPrior: expected a posterior given x alone; its context sizes the pseudo-inputs")
-        return 0.05 + 0.01 * torch.randn(_count(components), *dims(context))  # pyright: ignore[reportArgumentType]
+        return 0.05 + 0.01 * torch.randn(_count(components), *_row(posterior, "VampPrior"))
     if len(inputs) == 0:
         raise ConfigError("VampPrior: expected at least one pseudo-input, received none")
+    return _as_parameter(inputs)
+
+
+def _rows(posterior: Head, inputs: Tensor | None, components: int | None) -> Tensor:
+    shape = _row(posterior, "ExemplarPrior")
+    if inputs is None and components is None:
+        raise ConfigError("ExemplarPrior: expected rows of the data, or the number of components, received neither")
+    k = None if components is None else _count(components)
+    if inputs is None:
+        return torch.zeros(k or 0, *shape)
+    inputs = torch.as_tensor(inputs)
+    if len(inputs) == 0 or tuple(inputs.shape[1:]) != shape:
+        expected = ", ".join(map(str, ("rows", *shape)))
+        raise ConfigError(f"ExemplarPrior: inputs: expected shape ({expected}), received {tuple(inputs.shape)}")
+    if k is not None and k > len(inputs):
+        raise ConfigError(f"ExemplarPrior: expected at most as many components as rows, received {k} for {len(inputs)}")
+    return _as_parameter(inputs if k is None else inputs[torch.arange(k) * len(inputs) // k])
+
+
+def _row(posterior: Head, name: str) -> tuple[int, ...]:
+    context = posterior.context
+    if context is None or not (isinstance(context, int) or isinstance(context[0], int)):
+        raise ConfigError(f"{name}: expected a posterior given x alone; its context sizes the pseudo-inputs")
+    return dims(context)  # pyright: ignore[reportArgumentType]
+
+
+def _as_parameter(inputs: Tensor) -> Tensor:
     return torch.as_tensor(inputs, dtype=torch.get_default_dtype()).detach().clone()
 
 
-def _count(components: int) -> int:
+def _count(components: int, name: str = "components") -> int:
     if isinstance(components, bool) or not isinstance(components, int) or components < 1:
-        raise ConfigError(f"components: expected a positive int, received {components!r}")
+        raise ConfigError(f"{name}: expected a positive int, received {components!r}")
     return components

@@ -5,13 +5,15 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
+
 from pyrovae.conditional import Conditional, NetBuilder, Shape
 from pyrovae.families import Bernoulli, Normal
 from pyrovae.models import VAE
 from pyrovae.nn import GatedMLP
 from pyrovae.priors import StandardNormal
 
-__all__ = ["vae"]
+__all__ = ["complete", "vae"]
 
 Part = Callable[..., Conditional]
 
@@ -24,31 +26,33 @@ def vae(
     likelihood: Part = Bernoulli,
     posterior: Part = Normal,
     net: NetBuilder = GatedMLP,
+    exemplars: Tensor | None = None,
 ) -> VAE:
     """A VAE whose parts are classes or partials of them; what they leave open is filled in.
 
     Args:
         shape: of one x.
         latent: shape of z.
-        prior: takes ``shape``, and ``posterior`` where it knows it.
+        prior: takes ``shape``, and ``posterior`` and ``inputs`` where it knows them.
         likelihood: takes ``shape``, ``context`` and ``net``.
         posterior: takes ``shape``, ``context`` and ``net``.
         net: of every head that does not bring its own.
+        exemplars: rows as the model sees them, the ``inputs`` of a prior that is made of them.
 
     Example:
         >>> from pyrovae import Mixture
         >>> vae((1, 8, 8), latent=2, prior=functools.partial(Mixture, components=5)).sample(3).shape
         torch.Size([3, 1, 8, 8])
     """
-    q = _complete(posterior, shape=latent, context=shape, net=net)
+    q = complete(posterior, shape=latent, context=shape, net=net)
     return VAE(
-        prior=_complete(prior, shape=latent, posterior=q),
-        likelihood=_complete(likelihood, shape=shape, context=latent, net=net),
+        prior=complete(prior, shape=latent, posterior=q, **({} if exemplars is None else {"inputs": exemplars})),
+        likelihood=complete(likelihood, shape=shape, context=latent, net=net),
         posterior=q,
     )
 
 
-def _complete(part: Part, **available: Any) -> Conditional:
+def complete(part: Callable[..., Any], **available: Any) -> Any:
     """Call a part with those available arguments that it knows and does not already have."""
     known = inspect.signature(part).parameters
     bound = part.keywords if isinstance(part, functools.partial) else {}

@@ -34,12 +34,21 @@ HEADS = {
     "ContinuousBernoulli": pv.ContinuousBernoulli,
     "Categorical": functools.partial(pv.Categorical, classes=3),
 }
+# events are vectors
+VECTORS = {
+    f"Flow, {kind.__name__}": functools.partial(pv.Flow, transform=kind, layers=2)
+    for kind in (pv.RealNVP, pv.MAF, pv.IAF, pv.NeuralSpline, pv.Planar, pv.Householder, pv.Sylvester)
+} | {"Flow, StudentT": functools.partial(pv.Flow, base=pv.StudentT, layers=1)}
+WITHOUT_INVERSE = ("Flow, Planar", "Flow, Sylvester")  # they score their own draws alone
 PRIORS = {
     "StandardNormal": lambda shape: pv.StandardNormal(shape),
     "Mixture": lambda shape: pv.Mixture(shape, components=3),
     "VampPrior": lambda shape: pv.VampPrior(pv.Normal(shape, context=6), torch.rand(5, 6)),
     "VampPrior, as given": lambda shape: pv.VampPrior(pv.Laplace(shape, context=6), torch.rand(5, 6), learn=False),
     "VampPrior, bounded": lambda shape: pv.VampPrior(pv.Normal(shape, context=6), components=4, bounds=(0.0, 1.0)),
+    "ExemplarPrior": lambda shape: pv.ExemplarPrior(pv.Normal(shape, context=6), torch.rand(5, 6)),
+    "ExemplarPrior, learned": lambda shape: pv.ExemplarPrior(pv.Normal(shape, context=6), torch.rand(5, 6), learn=True),
+    "ExemplarPrior, a part": lambda shape: pv.ExemplarPrior(pv.Normal(shape, context=6), torch.rand(5, 6), subset=3),
     "Normal": lambda shape: pv.Normal(shape),
     "Laplace": lambda shape: pv.Laplace(shape),
     "StudentT": lambda shape: pv.StudentT(shape),
@@ -55,10 +64,18 @@ def test_the_table_holds_every_exported_part():
     conditionals = {
         n for n in parts if issubclass(getattr(pv, n), pv.Conditional) and not inspect.isabstract(getattr(pv, n))
     }
-    assert conditionals == {n.split(",")[0] for n in (*HEADS, *PRIORS)}
-    assert {n for n in parts if getattr(pv, n).__module__ == "pyrovae.nn"} == set(NETWORKS)
+    assert conditionals == {n.split(",")[0] for n in (*HEADS, *VECTORS, *PRIORS)}
+    assert {n for n in parts if getattr(pv, n).__module__.startswith("pyrovae.nn")} == set(NETWORKS)
     scales = {n for n in parts if issubclass(getattr(pv, n), pv.Scale) and not inspect.isabstract(getattr(pv, n))}
     assert scales == {n for n in NAMES if n.endswith("Scale")}
+
+
+PARTS = HEADS | VECTORS | {f"{n} (prior)": p for n, p in PRIORS.items()}
+
+
+def new(make, size):
+    """A part of that size: a head is given a context."""
+    return make(size) if make in PRIORS.values() else make(size, context=2, net=small)
 
 
 def every(table):
@@ -68,7 +85,7 @@ def every(table):
 def check_distribution(d, batch, shape):
     assert d.event_shape == torch.Size(shape)
     assert d.batch_shape == torch.Size(batch)
-    value = d.sample()
+    value = d.rsample() if d.has_rsample else d.sample()
     assert value.shape == torch.Size([*batch, *shape])
     assert d.log_prob(value).shape == torch.Size(batch)
     assert d.log_prob(value).isfinite().all()
@@ -87,9 +104,9 @@ def test_head_shapes(make, batch, shape, context):
     check_distribution(head(torch.randn(*batch, *context)), batch, shape)
 
 
-@every(HEADS)
+@every({n: p for n, p in (HEADS | VECTORS).items() if n not in WITHOUT_INVERSE})
 def test_leading_dimensions_agree(make, float64):
-    head = make(3, context=2, net=small).eval()
+    head = new(make, 3).eval()
     context = torch.randn(4, 5, 2)
     value = head(context).sample()
     whole = head(context).log_prob(value)
@@ -97,11 +114,19 @@ def test_leading_dimensions_agree(make, float64):
     torch.testing.assert_close(whole.flatten(), rows)
 
 
-@every(HEADS)
+@every(HEADS | VECTORS)
 def test_head_without_context_is_a_learned_constant(make):
-    head = make((2, 3)).eval()
-    check_distribution(head(), (), (2, 3))
-    check_distribution(head(torch.randn(7, 4)), (), (2, 3))  # a context is ignored
+    shape = (3,) if make in VECTORS.values() else (2, 3)
+    head = make(shape).eval()
+    check_distribution(head(), (), shape)
+    check_distribution(head(torch.randn(7, 4)), (), shape)  # a context is ignored
+
+
+@every(VECTORS)
+@pytest.mark.parametrize("size", [2, 3, 6])
+@pytest.mark.parametrize("batch", [(), (4,), (5, 4)], ids=str)
+def test_vector_shapes(make, size, batch):
+    check_distribution(make(size, context=(2, 3), net=small).eval()(torch.randn(*batch, 2, 3)), batch, (size,))
 
 
 @every(PRIORS)
@@ -111,9 +136,9 @@ def test_prior_shapes(make, shape):
     check_distribution(make(shape)(None), (), (3,) if shape == 3 else shape)
 
 
-@every(HEADS | {f"{n} (prior)": p for n, p in PRIORS.items()})
+@every({n: p for n, p in PARTS.items() if n not in WITHOUT_INVERSE})
 def test_every_parameter_gets_a_gradient(make):
-    part = make(3, context=2, net=small) if make in HEADS.values() else make(3)
+    part = new(make, 3)
     d = part(torch.randn(8, 2))
     value = d.sample() if d.batch_shape else d.sample((8,))
     (d.log_prob(value).sum() + 0 * torch.ones((), requires_grad=True)).backward()
@@ -140,18 +165,14 @@ def mass(d):
     return torch.trapezoid(d.log_prob(x[:, None]).exp() * jacobian, u)
 
 
-@every(HEADS | {f"{n} (prior)": p for n, p in PRIORS.items()})
+@every({n: p for n, p in PARTS.items() if n not in VECTORS})
 def test_density_integrates_to_one(make, float64):
-    part = make(1, context=2, net=small) if make in HEADS.values() else make(1)
-    assert mass(part.eval()(torch.zeros(2))).item() == pytest.approx(1.0, abs=1e-4)
+    assert mass(new(make, 1).eval()(torch.zeros(2))).item() == pytest.approx(1.0, abs=1e-4)
 
 
-@every(HEADS | {f"{n} (prior)": p for n, p in PRIORS.items()})
+@every({n: p for n, p in PARTS.items() if n not in WITHOUT_INVERSE})
 def test_state_dict_round_trip(make):
-    def new():
-        return (make(3, context=2, net=small) if make in HEADS.values() else make(3)).eval()
-
-    first, second = new(), new()
+    first, second = new(make, 3).eval(), new(make, 3).eval()
     with torch.no_grad():
         for parameter in first.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -161,9 +182,9 @@ def test_state_dict_round_trip(make):
     torch.testing.assert_close(second(torch.ones(4, 2)).log_prob(value), d.log_prob(value), rtol=0, atol=0)
 
 
-@every(HEADS | {f"{n} (prior)": p for n, p in PRIORS.items()})
+@every(PARTS)
 def test_description_builds_the_part_again(make):
-    part = make(3, context=2, net=small) if make in HEADS.values() else make(3)
+    part = new(make, 3)
     table = describe(part)
     again = build(table, NAMES)
     assert describe(again) == table
@@ -175,9 +196,9 @@ def test_a_linear_network_is_described_as_torch_s():
     assert isinstance(build(table, NAMES).network, torch.nn.Linear)
 
 
-@every(HEADS)
+@every(HEADS | VECTORS)
 def test_head_works_in_plates(make):
-    head = make(3, context=2, net=small).eval()
+    head = new(make, 3).eval()
 
     def program(context):
         with pyro.plate("particles", 5, dim=-2), pyro.plate("batch", 4, dim=-1):
@@ -317,9 +338,9 @@ def make_vae(prior, likelihood, posterior, net, latent=2):
 
 
 ANY_PRIOR = ("StandardNormal", "Mixture", "VampPrior", *REAL)
-SWAPS = [
-    *itertools.product(ANY_PRIOR, HEADS, ["Normal"], NETWORKS),
-    *itertools.product(["StandardNormal"], HEADS, REAL[1:], NETWORKS),
+SWAPS = [  # what needs crossing with networks; tests/test_catalogue.py crosses the parts with each other
+    *itertools.product(["StandardNormal"], HEADS, ["Normal"], NETWORKS),
+    *itertools.product(ANY_PRIOR[1:], ["Bernoulli"], REAL, NETWORKS),
 ]
 
 

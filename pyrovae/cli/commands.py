@@ -176,8 +176,16 @@ def parts() -> None:
     from pyrovae.config import parts as all_parts
 
     table = all_parts()
-    activations = table.pop("activation")
-    inner = {"scale": "scale, of a head", "schedule": "beta, of elbo, over training"}
+    activations, families = table.pop("activation"), table.pop("base")
+    table = {"prior": {n: p for n, p in table["prior"].items() if n not in families}, "family": families} | {
+        role: named for role, named in table.items() if role not in ("prior", "posterior", "likelihood")
+    }
+    inner = {
+        "family": "--likelihood, --posterior or, learned, --prior",
+        "transform": "transform, of a flow",
+        "scale": "scale, of a family",
+        "schedule": "beta, of elbo, over training",
+    }
     for role, named in table.items():
         print(inner.get(role, f"--{role}"))
         for name, part in named.items():

@@ -30,6 +30,7 @@ from pyrovae.fit import Callback, EarlyStopping, fit
 from pyrovae.graphs import LEVELS, PRECISIONS
 from pyrovae.models import Model
 from pyrovae.nn import dims
+from pyrovae.priors import ExemplarPrior
 from pyrovae.spec import describe
 
 __all__ = ["Settings", "check_rows", "measure", "run", "settings", "test_rows"]
@@ -102,7 +103,7 @@ def run(chosen: Settings) -> None:
     Raises:
         PyrovaeError: of the kind its exit code says.
     """
-    net, objective = _net(chosen), instance(chosen.objective, "objective")
+    net, objective = _net(chosen), part(chosen.objective, "objective")
     prior, posterior = part(chosen.prior, "prior"), part(chosen.posterior, "posterior")
     likelihood = None if chosen.likelihood is None else part(chosen.likelihood, "likelihood")
     step = None if chosen.preprocess is None else instance(chosen.preprocess, "preprocess")
@@ -112,16 +113,19 @@ def run(chosen: Settings) -> None:
         step = (_preprocess(source, likelihood) if step is None else step).fit(source.train.x)
         seen = step(_tensor(source.train.x[:_ROWS_LOOKED_AT]), generator(chosen.seed, 1))
         likelihood = part(_likelihood(step, seen), "likelihood") if likelihood is None else likelihood
+        latent = chosen.latent or _latent(source.train.x.shape[1:])
         with torch.random.fork_rng(), _refused():
             torch.manual_seed(chosen.seed)
             model = recipes.vae(
                 source.train.x.shape[1:],
-                latent=chosen.latent or _latent(source.train.x.shape[1:]),
+                latent=latent,
                 prior=prior,
                 likelihood=likelihood,
                 posterior=posterior,
                 net=net,
+                exemplars=_exemplars(prior, step, source.train.x, chosen.seed),
             )
+            objective = recipes.complete(objective, shape=latent, rows=len(source.train))
         check_rows(model, step, source.test)
         _train(chosen, model, objective, source, step, directory)
 
@@ -273,7 +277,7 @@ def _directory(chosen: Settings) -> Path:
 
 def _preprocess(source: datasets.DataSet, likelihood: Callable[..., Any] | None) -> Preprocess:
     """A named data set knows its step, unless its bits are not what the likelihood wants; a file's follows from it."""
-    support = None if likelihood is None else _support(likelihood)
+    support = None if likelihood is None else _support(likelihood, source.train.x.shape[1:])
     if source.preprocess != "Identity" and not (
         source.preprocess == "Binarize" and support not in (None, constraints.boolean)
     ):
@@ -287,10 +291,10 @@ def _preprocess(source: datasets.DataSet, likelihood: Callable[..., Any] | None)
     return Identity() if inside or support not in (None, constraints.real) else Standardize()
 
 
-def _support(likelihood: Callable[..., Any]) -> constraints.Constraint:
-    """Of one element: the head is built without context to be asked."""
+def _support(likelihood: Callable[..., Any], shape: tuple[int, ...]) -> constraints.Constraint:
+    """Of one element, or of the event where elements have none: the head is built without context to be asked."""
     with torch.random.fork_rng(), _refused():
-        support = likelihood(1)().support
+        support = recipes.complete(likelihood, shape=shape)().support
     return getattr(support, "base_constraint", support)
 
 
@@ -311,6 +315,12 @@ def _likelihood(step: Preprocess, seen: Tensor) -> str:
     if seen.min() >= 0 and seen.max() <= 1:
         return "continuous-bernoulli"
     return "normal(scale=learned-scale)"
+
+
+def _exemplars(prior: Callable[..., Any], step: Preprocess, x: np.ndarray, seed: int) -> Tensor | None:
+    """All training rows as the model sees them, if the prior is made of them."""
+    made_of_rows = getattr(prior, "func", prior) is ExemplarPrior
+    return step(_tensor(x), generator(seed, 1)) if made_of_rows else None
 
 
 def _latent(shape: tuple[int, ...]) -> int:
