@@ -19,7 +19,8 @@ from torch.nn import functional as F
 import pyrovae as pv
 from pyrovae.compiled import kept_heap
 from pyrovae.compiled.update import Update
-from pyrovae.graphs.half import half_products
+from pyrovae.graphs.capture import trace
+from pyrovae.graphs.half import half_graph, half_products
 from tests.test_contract import HEADS, PRIORS, REAL, data_for, make_vae, small
 
 needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="no C++ compiler")
@@ -446,6 +447,20 @@ def test_a_branch_that_always_changes_ends_in_eager_steps():
     assert step.level == "eager"
 
 
+def test_the_level_is_that_of_the_plan_that_ran():
+    program, x = Branching(), torch.rand(5, 6)
+    step = step_of(program, pv.ELBO())
+    step(x)
+
+    def until_given_up():
+        while step.wanted == "replay":
+            step(-x)
+
+    with pytest.warns(UserWarning, match="branches on data"):
+        until_given_up()
+    assert step.level == "eager"  # of the very step that gave up
+
+
 def test_plain_attributes_make_a_new_capture():
     class Tempered(Program):
         factor = 1.0
@@ -566,6 +581,30 @@ def test_shapes_and_types_of_data():
     loss, _ = by_pyro(program, pv.ELBO(), (x.contiguous(),), 1.0, seed=0)
     torch.manual_seed(0)
     assert torch.equal(step.gradients(x), loss)
+
+
+def test_kinds_of_data_do_not_pile_up():
+    """A number that differs in every batch makes a kind of each; those that come back are captured in between."""
+    step, x = step_of(Program(), pv.ELBO()), torch.randn(5, 6)
+    levels = []
+    for number in range(200):
+        step(x, number / 7)
+        assert step.level == ("eager" if number else "replay")
+        if number % 20 == 0:
+            step(x)
+            levels.append(step.level)
+    assert levels == ["eager"] + ["replay"] * 9
+    assert len(step._plans) == 64
+
+
+def test_graphs_do_not_pile_up(monkeypatch):
+    monkeypatch.setattr("pyrovae.compiled.step._GRAPHS", 3)
+    step, captured = step_of(Program(), pv.ELBO()), set()
+    for rows in (*range(1, 6), *range(1, 6), 1):
+        step(torch.randn(rows, 6))
+        captured |= {rows} if step.level == "replay" else set()
+    assert captured == {1, 2, 3}
+    assert step.level == "replay"
 
 
 def test_one_tensor_in_two_places_is_two_inputs():
@@ -855,10 +894,10 @@ def test_half_precision(level):
         assert (a - b).norm() < 0.03 * a.norm()
 
 
-@pytest.mark.parametrize("net", [pv.ConvNet, pv.ResNet])
-def test_half_precision_of_convolutions(net):
+@pytest.mark.parametrize(("net", "rows"), [(pv.ConvNet, 16), (pv.ResNet, 16), (pv.ResNet, 256)])
+def test_half_precision_of_convolutions(net, rows):
     program = make_vae("StandardNormal", "Bernoulli", pv.Normal, net)
-    x = data_for("Bernoulli", rows=16)
+    x = data_for("Bernoulli", rows=rows)
     step = step_of(program, pv.ELBO(), precision="bf16")
     _, gradients = by_pyro(program, pv.ELBO(), (x,), 1.0, seed=0)
     torch.manual_seed(0)
@@ -932,13 +971,31 @@ def test_kept_heap_can_be_nested_and_ends():
 
 
 def test_half_products_leave_other_operations_alone():
-    from torch.fx.experimental.proxy_tensor import make_fx
+    def program(a, b):
+        return [(a @ b).exp().sum()]
 
-    graph = make_fx(lambda a, b: (a @ b).exp().sum())(torch.rand(3, 80), torch.rand(80, 5))
-    halved = half_products(graph)
+    graph = trace(program, [torch.rand(3, 80), torch.rand(80, 5)])
     a, b = torch.rand(3, 80) / 80, torch.rand(80, 5)
     expected = (a.bfloat16() @ b.bfloat16()).float().exp().sum()
-    assert torch.equal(halved(a, b), expected)
+    assert torch.equal(half_graph(graph, [a, b])(a, b)[0], expected)
+    with half_products():
+        assert torch.equal(program(a, b)[0], expected)
+
+
+def test_half_products_round_a_matrix_once_and_short_sums_never():
+    def program(x, w):
+        y = x @ w.T
+        return [y, y @ w, y[:2].T @ x[:2]]
+
+    inputs = [torch.rand(70, 90), torch.rand(80, 90)]
+    graph = half_graph(trace(program, inputs), inputs)
+    rounded = [n for n in graph.graph.nodes if n.kwargs.get("dtype") is torch.bfloat16]
+    assert len(rounded) == 3  # x, w and y
+    with half_products():
+        for received, expected in zip(graph(*inputs), program(*inputs), strict=True):
+            assert torch.equal(received, expected)
+    y = graph(*inputs)[0]
+    assert torch.equal(graph(*inputs)[2], y[:2].T @ inputs[0][:2])
 
 
 def test_pyro_sample_modules_are_captured():

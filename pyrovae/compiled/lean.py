@@ -100,5 +100,5 @@ def _log_prob(site: Any) -> Tensor:
 def _trace(sites: _Sites) -> Trace:
     trace = Trace()
     for site in _random(sites):
-        trace.add_node(**site)
+        trace.add_node(site["name"], **site)
     return trace

@@ -21,7 +21,8 @@ from pyrovae.objectives import ELBO
 
 __all__ = ["Step", "compile_step"]
 
-_KINDS = 16  # graphs kept, and captures that are renewed, before it goes on eagerly
+_GRAPHS = 16  # kept for data of different kinds, and captures that are renewed, before it goes on eagerly
+_KINDS = 64  # remembered, the latest: where a number among the data is new in every batch, none ever comes back
 # what a graph saves of an eager step, what compiling saves of a replay, and what either costs once
 _GAIN_REPLAY, _SECONDS_CAPTURE = 0.3, 0.5
 _GAIN_COMPILED, _SECONDS_COMPILE = 0.2, 10.0
@@ -169,7 +170,8 @@ class Step:
             result = plan(data, self._t)
         except Refused as error:
             self._give_up(error)
-            result = self._eager(data, self._t)
+            plan = self._eager
+            result = plan(data, self._t)
         self.level = plan.level
         result = result if self.accumulate == 1 else self._accumulated(result)
         self.norm, self._gradients = result.norm, result.gradients
@@ -203,25 +205,41 @@ class Step:
             self._renew(self._watch, name)
             if self.wanted == "eager":
                 return self._eager
-        key = _key(data)
-        kind = self._plans.get(key)
-        if kind is None:
-            kind = self._plans[key] = self._kind(data, first=not self._plans)
+        kind = self._kind(data)
         kind.seen += 1
         void = isinstance(kind.plan, Captured) and not kind.plan.function.unchanged()
-        if kind.seen in (kind.capture_at, kind.compile_at) or void:
+        due = kind.seen in (kind.capture_at, kind.compile_at) and (kind.first or self._graphs() < _GRAPHS)
+        if due or void:
             kind.plan = self._captured(data, compiled=kind.seen >= kind.compile_at)
         return kind.plan
 
-    def _kind(self, data: Sequence[Any], *, first: bool) -> "_Kind":
+    def _kind(self, data: Sequence[Any]) -> "_Kind":
+        """What is known of data of this kind; for a new one, the kind without a graph that was met longest ago goes.
+
+        Graphs stay: to drop and capture them by turns would cost more than eager steps do.
+        """
+        key = _key(data)
+        kind = self._plans.get(key)
+        if kind is None:
+            if len(self._plans) == _KINDS:
+                del self._plans[next(k for k, old in self._plans.items() if old.plan is self._eager)]
+            kind = self._plans[key] = self._new_kind(data, first=not self._plans)
+        elif kind.plan is self._eager:
+            self._plans[key] = self._plans.pop(key)  # the latest stands last
+        return kind
+
+    def _graphs(self) -> int:
+        return sum(isinstance(kind.plan, Captured) for kind in self._plans.values())
+
+    def _new_kind(self, data: Sequence[Any], *, first: bool) -> "_Kind":
         """When to do what for data of a kind that is new: a choice by numbers alone, the same in every run.
 
         The first kind is captured and compiled when that pays, at once if the number of steps is known; without it, a
         run that has lasted so long is taken to last as long again. Others (a shorter last batch) are replayed.
         """
+        half = self.precision == "bf16"  # eager steps would not be
         if not first:
-            known = len(self._plans) < _KINDS
-            return _Kind(self._eager, (1 if self.precision == "bf16" else 2) if known else math.inf, math.inf)
+            return _Kind(self._eager, 1 if half else 2, math.inf)
         rows = next((len(d) for d in data if isinstance(d, Tensor) and d.dim()), 1)
         seconds = 1e-3 + 6 * rows * sum(p.numel() for p in self.parameters) / 1e11  # of a step, roughly
         replay, compiled = _SECONDS_CAPTURE / (_GAIN_REPLAY * seconds), _SECONDS_COMPILE / (_GAIN_COMPILED * seconds)
@@ -231,8 +249,7 @@ class Step:
             replay, compiled = 1, (1 if self.wanted == "compiled" else math.inf)
         if compiler(self.parameters[0].device) is None:
             compiled = math.inf
-        half = self.precision == "bf16"  # eager steps would not be
-        return _Kind(self._eager, 1 if half else _ceil(replay), _ceil(compiled))
+        return _Kind(self._eager, 1 if half else _ceil(replay), _ceil(compiled), first=True)
 
     def _captured(self, data: Sequence[Any], *, compiled: bool) -> Plan:
         half = self.precision == "bf16"
@@ -257,7 +274,7 @@ class Step:
                 "one: assign to parameter.data, or make a new optimizer and a new step"
             )
         self._plans, self._renewed = {}, self._renewed + 1
-        if self._renewed > _KINDS:
+        if self._renewed > _GRAPHS:
             self._give_up(Refused(f"{name!r} changes again and again; keep it in a tensor"))
 
     def _new_watch(self) -> Watch:
@@ -273,11 +290,16 @@ class Step:
 
 @dataclass
 class _Kind:
-    """Data of one kind: how it is run now, at which of its batches that changes, and how many there were."""
+    """Data of one kind: how it is run now, at which of its batches that changes, and how many there were.
+
+    Attributes:
+        first: what training is mostly made of; it may have one graph more than the others together.
+    """
 
     plan: Plan
     capture_at: float
     compile_at: float
+    first: bool = False
     seen: int = 0
 
 

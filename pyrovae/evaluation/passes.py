@@ -15,8 +15,17 @@ from torch import Tensor, nn
 
 from pyrovae.distributions import score
 from pyrovae.errors import ConfigError, DataError
-from pyrovae.evaluation.half import half_products
-from pyrovae.graphs import LEVELS, PRECISIONS, CompilerFailed, Function, Refused, compiler, cuda_devices, kept
+from pyrovae.graphs import (
+    LEVELS,
+    PRECISIONS,
+    CompilerFailed,
+    Function,
+    Refused,
+    compiler,
+    cuda_devices,
+    half_products,
+    kept,
+)
 from pyrovae.handlers import frozen, run, sample_sites
 
 __all__ = ["Rows", "as_tensor", "chunks", "log_probs", "scored"]

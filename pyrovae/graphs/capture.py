@@ -19,10 +19,13 @@ import torch
 from pyro.infer.util import Dice
 from torch import Tensor
 from torch.fx import GraphModule
+from torch.fx.graph import CodeGen
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["Refused", "capture"]
+from pyrovae.graphs.keeping import cuda_devices, kept
+
+__all__ = ["Refused", "capture", "trace"]
 
 _LEAVES_TORCH = {Tensor.numpy: ".numpy()", Tensor.tolist: ".tolist()", Tensor.__array__: "numpy"}
 _DICE = Dice.compute_expectation.__code__
@@ -48,23 +51,35 @@ def capture(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor])
     Raises:
         Refused: if the graph could not stand for the function.
     """
-    from torch.fx.experimental.proxy_tensor import make_fx  # a second of imports, only when used
 
     def traced(*inputs: Tensor) -> list[Tensor]:
         with _Floats(), _Decisions() as decisions:
             return [*function(*inputs), decisions.all()]
 
-    devices = sorted({t.device.index or 0 for t in inputs if t.device.type == "cuda"})
     before = _other_generators()
     try:
-        with torch.random.fork_rng(devices):
-            graph = make_fx(traced)(*inputs)
+        with kept((), cuda_devices(inputs)):
+            graph = trace(traced, inputs)
     except Refused:
         raise
     except Exception as error:
         raise Refused(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
     if _other_generators() != before:
         raise Refused("it draws from the generator of numpy or of Python's random; draw with torch")
+    return graph
+
+
+def trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> GraphModule:
+    """The tensor operations of one run of ``function(*inputs)``, writes and draws included; nothing is checked."""
+    # a second of imports, only when used
+    from torch._guards import TracingContext, tracing
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    # one home for the likenesses of all values: left to itself, tracing makes one for each, a third of its time
+    with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
+        graph = make_fx(function)(*inputs)
+    graph.graph.set_codegen(CodeGen())  # flat inputs, flat outputs
     return graph
 
 

@@ -1,20 +1,20 @@
 """A function of tensors as a graph: captured once, run by torch's own functions or by compiled code."""
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyrovae.graphs.capture import capture
-from pyrovae.graphs.half import half_products
+from pyrovae.graphs.half import half_graph
 from pyrovae.graphs.inductor import compile_graph
+from pyrovae.graphs.keeping import cuda_devices, kept
 from pyrovae.graphs.nodes import copied
 from pyrovae.graphs.running import biases_apart, noise_first, reuse
 from pyrovae.graphs.simplify import prepare
 
-__all__ = ["Function", "cuda_devices", "kept"]
+__all__ = ["Function"]
 
 
 class Function:
@@ -41,14 +41,16 @@ class Function:
     ) -> None:
         self.devices = cuda_devices([*tensors, *data])
         # distinct objects, although one tensor may be given twice
-        example = [d.detach() for d in data]
+        example = [d.detach().contiguous() for d in data]
         graph = capture(lambda *inputs: function(*inputs[len(tensors) :]), [*tensors, *example])
         graph, self.tensors, self.written, self.decides = prepare(graph, tensors)
         self._kinds = [_kind(tensor) for tensor in self.tensors]
-        self._exact = reuse(copied(graph)).forward
-        self._graph = half_products(graph) if half else graph
-        self._run: Callable[..., Any] = reuse(copied(self._graph)).forward if half else self._exact
-        self.compiled = False
+        self._exact = self._run = reuse(copied(graph)).forward
+        self._graph = graph
+        if half:
+            with kept(self.written, self.devices):
+                self._graph = half_graph(graph, self._inputs(example))
+            self._run = reuse(copied(self._graph)).forward
 
     def compile(self, data: Sequence[Tensor]) -> None:
         """Let calls run compiled code from now on.
@@ -61,7 +63,6 @@ class Function:
         with kept(self.written, self.devices):
             run = compile_graph(graph, [*self._inputs(data), *(draw() for draw in draws)])
         self._run = (lambda *inputs: run(*inputs, *[draw() for draw in draws])) if draws else run
-        self.compiled = True
 
     def __call__(self, *data: Tensor, exact: bool = False) -> list[Tensor] | None:
         """The function's results without gradients.
@@ -102,23 +103,6 @@ class Function:
             torch.cuda.set_rng_state(state, device)
         for tensor, before in zip(self.written, written, strict=True):
             tensor.detach().copy_(before)
-
-
-@contextlib.contextmanager
-def kept(tensors: Sequence[Tensor], devices: Sequence[int] = ()) -> Iterator[None]:
-    """Generators, and the numbers of these tensors, as they were, afterwards."""
-    before = [t.detach().clone() for t in tensors]
-    with torch.random.fork_rng(devices):
-        try:
-            yield
-        finally:
-            for tensor, value in zip(tensors, before, strict=True):
-                tensor.detach().copy_(value)
-
-
-def cuda_devices(tensors: Sequence[Tensor]) -> list[int]:
-    """Their indices."""
-    return sorted({t.device.index or 0 for t in tensors if t.device.type == "cuda"})
 
 
 def _kind(tensor: Tensor) -> tuple[Any, ...]:

@@ -1,19 +1,23 @@
-"""Matrix products in half precision, everything else as it was."""
+"""Matrix products and convolutions in half precision, everything else as it was: in a program, or in its graph."""
 
-import operator
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch.fx import Graph, GraphModule, Node
-from torch.fx.node import map_arg
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.fx._symbolic_trace import is_fx_symbolic_tracing
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from pyrovae.graphs.nodes import aten, value_of
+from pyrovae.graphs.capture import trace
+from pyrovae.graphs.nodes import aten, replace, value_of
 from pyrovae.graphs.simplify import simplify
 
-__all__ = ["half_products"]
+__all__ = ["half_graph", "half_products"]
 
-_SHORT = 64  # terms of a sum of products below which rounding the operands costs more than it saves
-_PRODUCTS = {
+_SHORT = 64  # terms of a sum of products below which rounding the factors costs more than it saves
+_PRODUCTS = {  # which arguments are multiplied
     aten.mm.default: (0, 1),
     aten.bmm.default: (0, 1),
     aten.addmm.default: (1, 2),
@@ -21,67 +25,77 @@ _PRODUCTS = {
     aten.convolution.default: (0, 1),
     aten.convolution_backward.default: (0, 1, 2),
 }
+_WITHOUT_ADDED = {aten.addmm.default: aten.mm.default, aten.baddbmm.default: aten.bmm.default}
+_ROUNDED = {"dtype": torch.bfloat16}
+_TRANSPOSES = (aten.t.default, aten.transpose.int, aten.permute.default)
+_CONVOLUTIONS = (aten.convolution.default, aten.convolution_backward.default)
 
 
-def half_products(graph: GraphModule) -> GraphModule:
-    """Matrix products and convolutions in bfloat16, all else in float32: sums, losses, log-probabilities, weights.
+@contextlib.contextmanager
+def half_products() -> Iterator[None]:
+    """Within, products of float32 tensors are bfloat16; sums, losses, log-probabilities and weights stay float32.
 
-    The operands are rounded to 8 bits of mantissa, the products summed in float32 and rounded once more.
-
-    Returns:
-        A new graph.
+    The factors are rounded to 8 bits of mantissa, their products summed in float32 and rounded once more; what is added
+    to them is added in float32. Autograd is off; where gradients are operations of a graph, they are rounded as well.
     """
-    new = Graph()
-    values: dict[Node, Any] = {}
-    for node in graph.graph.nodes:
-        values[node] = _half(new, node, values) if node.target in _PRODUCTS else new.node_copy(node, values.__getitem__)
-    return simplify(GraphModule(graph, new))
+    # inference mode would show linear layers instead of their products
+    with torch.inference_mode(mode=False), torch.no_grad(), _HalfProducts():
+        yield
 
 
-def _half(new: Graph, node: Node, values: dict[Node, Any]) -> Any:
-    """The product's node with rounded operands; what is added to a product is added in float32."""
-    args = [map_arg(a, values.__getitem__) for a in node.args]
-    target: Any = node.target
-    operand = value_of(node.args[_PRODUCTS[target][0]])
-    short = "mm" in str(node.target) and operand.shape[-1] < _SHORT
-    if operand.dtype is not torch.float32 or short or node.kwargs:
-        return new.node_copy(node, values.__getitem__)
-    for i in _PRODUCTS[target]:
-        args[i] = _cast(new, args[i], node.args[i], torch.bfloat16)
-    added = None
-    if target in (aten.addmm.default, aten.baddbmm.default):
-        added, args = args[0], args[1:]
-        target = aten.mm.default if target is aten.addmm.default else aten.bmm.default
-    elif target is aten.convolution.default and args[2] is not None:
-        added, args[2] = new.call_function(aten.view.default, (args[2], [-1, *[1] * (value_of(node).dim() - 2)])), None
-    result = new.call_function(target, tuple(args))
-    if target is aten.convolution_backward.default:
-        return _cast_each(new, result, node)
-    result = _cast(new, result, node, torch.float32)
-    return result if added is None else _with_meta(new.call_function(aten.add.Tensor, (result, added)), node)
+def half_graph(graph: GraphModule, inputs: Sequence[Tensor]) -> GraphModule:
+    """A new graph, of what this one does within :func:`half_products`; it is run once, noise and writes included."""
+
+    def program(*inputs: Tensor) -> Any:
+        with half_products():
+            return graph(*inputs)
+
+    new = trace(program, inputs)
+    _transpose_last(new)
+    return simplify(new)
 
 
-def _cast(new: Graph, value: Any, like: Any, dtype: torch.dtype) -> Node:
-    if value.target is aten.t.default:  # one rounded copy serves a matrix and its transpose
-        source = like.args[0] if isinstance(like, Node) and like.target is aten.t.default else value.args[0]
-        node = new.call_function(aten.t.default, (_cast(new, value.args[0], source, dtype),))
-        node.meta["val"] = value_of(like).to(dtype)
-        return node
-    node = new.call_function(aten._to_copy.default, (value,), {"dtype": dtype})
-    node.meta["val"] = value_of(like).to(dtype)
-    return node
+class _HalfProducts(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        factors = _PRODUCTS.get(func)
+        if factors is None or kwargs or not _pays(func, args[factors[0]]):
+            return func(*args, **(kwargs or {}))
+        args = [a.bfloat16() if i in factors else a for i, a in enumerate(args)]
+        if func is aten.convolution_backward.default:
+            return tuple(None if part is None else part.float() for part in func(*args))
+        if func in _WITHOUT_ADDED:
+            return _added(_WITHOUT_ADDED[func](*args[1:]).float(), args[0])
+        if func is not aten.convolution.default or args[2] is None:
+            return func(*args).float()
+        bias, args[2] = args[2], None
+        result = func(*args).float()
+        return _added(result, bias.view(-1, *[1] * (result.dim() - 2)))
 
 
-def _with_meta(node: Node, like: Node) -> Node:
-    node.meta["val"] = value_of(like)
-    return node
+def _pays(func: Any, factor: Tensor) -> bool:
+    return factor.dtype is torch.float32 and (func in _CONVOLUTIONS or factor.shape[-1] >= _SHORT)
 
 
-def _cast_each(new: Graph, result: Node, node: Node) -> Any:
-    wanted = node.args[-1]
-    parts = []
-    for i, is_wanted in enumerate(wanted):  # pyright: ignore[reportArgumentType]
-        part = new.call_function(operator.getitem, (result, i))
-        dtype: dict[str, Any] = {"dtype": torch.float32}
-        parts.append(new.call_function(aten._to_copy.default, (part,), dtype) if is_wanted else part)
-    return parts
+def _added(result: Tensor, other: Tensor) -> Tensor:
+    """In place, where fresh memory would cost more than the sum; a graph finds memory itself, and forbids less."""
+    return result + other if is_fx_symbolic_tracing() else result.add_(other)
+
+
+def _transpose_last(graph: GraphModule) -> None:
+    """Transposes of rounded matrices for rounded transposes: one copy then serves a matrix and its transpose."""
+    casts = [n for n in graph.graph.nodes if n.target is aten._to_copy.default and n.kwargs == _ROUNDED]
+    while casts:
+        cast = casts.pop()
+        transpose: Any = cast.args[0]
+        if transpose.target not in _TRANSPOSES:
+            continue
+        source, *order = transpose.args
+        rounded = value_of(source).bfloat16()
+        result = transpose.target(rounded, *order)
+        if result.stride() != value_of(cast).stride():  # a copy of something expanded has a layout of its own
+            continue
+        with graph.graph.inserting_before(cast):
+            casts.append(graph.graph.call_function(cast.target, (source,), cast.kwargs))
+            last = graph.graph.call_function(transpose.target, (casts[-1], *order))
+        casts[-1].meta["val"], last.meta["val"] = rounded, result
+        replace(cast, last)

@@ -49,25 +49,18 @@ def reuse(graph: GraphModule) -> GraphModule:
     Returns:
         The same object.
     """
-    order = {node: i for i, node in enumerate(graph.graph.nodes)}
     roots = roots_of(graph.graph)
-    last: dict[Node, int] = {}
-    for node in graph.graph.nodes:
-        for user in node.users:
-            last[roots[node]] = max(last.get(roots[node], 0), order[user])
-    for node in graph.graph.nodes:
+    last = _last_reads(graph, roots)
+    for now, node in enumerate(graph.graph.nodes):
         call = _DIRECT.get(node.target)
         if call is None:
             continue
-        if node.target in _ELEMENTWISE:
-            for operand in _overwritable(node, roots, last, order[node]):
-                node.kwargs = node.kwargs | {"out": operand}
-                merged = roots[operand]
-                last[merged] = max(last[merged], last.get(node, 0))
-                for other, root in roots.items():
-                    if root is node:
-                        roots[other] = merged
-                break
+        operand = _overwritable(node, roots, last, now) if node.target in _ELEMENTWISE else None
+        if operand is not None:
+            node.kwargs = node.kwargs | {"out": operand}
+            merged = roots[operand]
+            last[merged] = max(last[merged], last.get(node, 0))
+            roots.update({other: merged for other, root in roots.items() if root is node})
         node.target = call
     for name in list(graph._buffers):
         vars(graph)[name] = graph._buffers.pop(name)  # read at every run: an attribute, not a look-up
@@ -75,20 +68,29 @@ def reuse(graph: GraphModule) -> GraphModule:
     return graph
 
 
-def _overwritable(node: Node, roots: dict[Node, Node], last: dict[Node, int], now: int) -> list[Node]:
-    """Operands of the result's kind, in memory of their own, that nobody reads after this node."""
+def _last_reads(graph: GraphModule, roots: dict[Node, Node]) -> dict[Node, int]:
+    """The place in the graph after which a node's memory is not read any more."""
+    order = {node: i for i, node in enumerate(graph.graph.nodes)}
+    last: dict[Node, int] = {}
+    for node in graph.graph.nodes:
+        for user in node.users:
+            last[roots[node]] = max(last.get(roots[node], 0), order[user])
+    return last
+
+
+def _overwritable(node: Node, roots: dict[Node, Node], last: dict[Node, int], now: int) -> Node | None:
+    """An operand of the result's kind, in memory of its own, that nobody reads after this node."""
     value = value_of(node)
     if not isinstance(value, Tensor) or value.numel() < _BIG or value.requires_grad:
-        return []
-    found = []
+        return None
     for operand in node.all_input_nodes:
         root, held = roots[operand], value_of(operand)
         fresh = root.op == "call_function" and not is_view(root)
         alike = (held.shape, held.dtype, held.stride()) == (value.shape, value.dtype, value.stride())
         others = [n for n in node.all_input_nodes if n is not operand and roots[n] is root]
         if fresh and alike and not others and last[root] == now and held.is_contiguous():
-            found.append(operand)
-    return found
+            return operand
+    return None
 
 
 def biases_apart(graph: GraphModule) -> GraphModule:

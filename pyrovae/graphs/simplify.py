@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
-from torch.fx.graph import CodeGen
 from torch.fx.node import map_arg
 
 from pyrovae.graphs.nodes import (
@@ -59,7 +58,6 @@ def prepare(graph: GraphModule, tensors: Sequence[Tensor]) -> tuple[GraphModule,
         The graph; the tensors that it reads, in the order of its first inputs; those that it writes into; and whether
         its last output is still a decision, or was taken out because it never depends on anything.
     """
-    graph.graph.set_codegen(CodeGen())  # flat inputs, flat outputs
     references = _references_as_inputs(graph, len(tensors))
     simplify(graph)
     inputs = [n for n in graph.graph.nodes if n.op == "placeholder"]
@@ -80,7 +78,7 @@ def simplify(graph: GraphModule) -> GraphModule:
     """Take out what does nothing and work out what never changes, in place.
 
     Args:
-        graph: as captured.
+        graph: what stands in it by reference never changes: what does is an input.
 
     Returns:
         The same object.
@@ -196,7 +194,8 @@ def _literals(graph: GraphModule) -> None:
             _constant(graph, node, getattr(graph, str(source.target)).clone())
 
 
-def _constant(graph: GraphModule, node: Node, value: Tensor) -> None:
+def _constant(graph: GraphModule, node: Node, value: Tensor) -> Node:
+    """The node of a number instead of the one that computes it."""
     if _one_number(node, value):
         value = value.flatten()[0].clone().expand(value.shape)
     name = f"_folded{sum(n.startswith('_folded') for n in vars(graph) | graph._buffers)}"
@@ -205,6 +204,7 @@ def _constant(graph: GraphModule, node: Node, value: Tensor) -> None:
         new = graph.graph.get_attr(name)
     new.meta = dict(node.meta)
     replace(node, new)
+    return new
 
 
 def _one_number(node: Node, value: Tensor) -> bool:
@@ -217,28 +217,26 @@ def _one_number(node: Node, value: Tensor) -> bool:
 
 def _fold(graph: GraphModule) -> None:
     """Work out what depends on nothing."""
-    known: dict[Node, Tensor] = {}
+    known = {n: getattr(graph, str(n.target)) for n in graph.graph.nodes if n.op == "get_attr"}
     for node in list(graph.graph.nodes):
-        if node.op == "get_attr" and str(node.target).startswith("_folded"):
-            known[node] = getattr(graph, str(node.target))
-            continue
-        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
-            continue
-        foldable = node.target in _FACTORIES or (node.all_input_nodes and all(n in known for n in node.all_input_nodes))
-        random = is_random(node) or node.target in EMPTY
-        value = value_of(node)
-        small = isinstance(value, Tensor) and (value.numel() <= _LARGEST_CONSTANT or node.target in _FACTORIES)
-        if not foldable or random or not small or changes_arguments(node) or mutated(node):
+        if not _foldable(node, known):
             continue
         # a factory takes no more than the likeness of a tensor
         result = _run(node, _like if node.target in _FACTORIES else known.__getitem__)
-        if result.numel() > _LARGEST_CONSTANT and not _one_number(node, result):
-            continue
-        users = list(node.users)
-        _constant(graph, node, result)
-        for new in {a for u in users for a in u.all_input_nodes if a.op == "get_attr" and a not in known}:
-            if str(new.target).startswith("_folded"):
-                known[new] = getattr(graph, str(new.target))
+        if result.numel() <= _LARGEST_CONSTANT or _one_number(node, result):
+            new = _constant(graph, node, result)
+            known[new] = getattr(graph, str(new.target))
+
+
+def _foldable(node: Node, known: dict[Node, Tensor]) -> bool:
+    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    factory, sources, value = node.target in _FACTORIES, node.all_input_nodes, value_of(node)
+    if not factory and not (sources and all(n in known for n in sources)):
+        return False
+    small = isinstance(value, Tensor) and (factory or value.numel() <= _LARGEST_CONSTANT)
+    random = is_random(node) or node.target in EMPTY
+    return small and not random and not changes_arguments(node) and not mutated(node)
 
 
 def _like(node: Node) -> Tensor:

@@ -9,7 +9,7 @@ from pyro.infer.importance import vectorized_importance_weights
 from worker import serve
 
 from contenders import programs
-from contenders.rows import begin, passes, sampler
+from contenders.rows import begin, epoch_of, sampler
 
 
 def vae(setup, link):
@@ -26,12 +26,7 @@ def epoch(setup, link):
     """The same over all rows, indexed as a tensor."""
     x = begin(setup)
     update = _updater(programs.VAE(setup), Trace_ELBO())
-
-    def unit():
-        for batch in passes(x, setup.batch):
-            update(batch)
-
-    serve(unit, link)
+    serve(epoch_of(update, x, setup.batch), link)
 
 
 def iwae(setup, link):

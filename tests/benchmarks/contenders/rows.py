@@ -29,7 +29,11 @@ def sampler(x, batch):
     return draw
 
 
-def passes(x, batch):
-    """The batches of one epoch in a new order, the short one at the end too."""
-    for index in torch.randperm(len(x)).split(batch):
-        yield x.index_select(0, index)
+def epoch_of(update, x, batch):
+    """A function that updates by every batch of one epoch in a new order, the short one at the end too."""
+
+    def unit():
+        for index in torch.randperm(len(x)).split(batch):
+            update(x.index_select(0, index))
+
+    return unit

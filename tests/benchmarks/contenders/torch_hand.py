@@ -7,7 +7,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax, s
 from worker import serve
 
 from contenders import programs
-from contenders.rows import begin, passes, sampler
+from contenders.rows import begin, epoch_of, sampler
 
 
 def vae(setup, link):
@@ -21,12 +21,7 @@ def epoch(setup, link):
     """The same for all rows, the short batch too."""
     x = begin(setup)
     update = _vae_update(setup)
-
-    def unit():
-        for batch in passes(x, setup.batch):
-            update(batch)
-
-    serve(unit, link)
+    serve(epoch_of(update, x, setup.batch), link)
 
 
 def iwae(setup, link):
