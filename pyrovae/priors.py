@@ -8,11 +8,12 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from pyrovae.conditional import Conditional, Head, Shape
-from pyrovae.distributions import NormalMixture, mixture, positive
+from pyrovae.distributions import NormalMixture, mixture, positive, sphere
 from pyrovae.errors import ConfigError
+from pyrovae.families.lengths import length
 from pyrovae.nn import dims
 
-__all__ = ["ExemplarPrior", "Mixture", "StandardNormal", "VampPrior"]
+__all__ = ["ExemplarPrior", "Mixture", "SphereUniform", "StandardNormal", "VampPrior"]
 
 
 class StandardNormal(Conditional):
@@ -225,3 +226,35 @@ def _count(components: int, name: str = "components") -> int:
     if isinstance(components, bool) or not isinstance(components, int) or components < 1:
         raise ConfigError(f"{name}: expected a positive int, received {components!r}")
     return components
+
+
+class SphereUniform(Conditional):
+    r"""Every direction alike: ``p(z) = Gamma(m/2) / (2 pi^(m/2))`` on the unit vectors of R^m.
+
+    The prior of the S-VAE; its posteriors are :class:`VonMisesFisher` and :class:`PowerSpherical`, to both of which the
+    divergence has a closed form.
+
+    Args:
+        shape: m, the length of one latent, at least 2; the sphere has m - 1 dimensions.
+
+    Raises:
+        ConfigError: for a shape that is no vector's.
+
+    References:
+        Hyperspherical variational auto-encoders (Davidson et al., 2018)
+
+    Example:
+        >>> SphereUniform(3)().log_prob(torch.tensor([0.0, 1.0, 0.0]))
+        tensor(-2.5310)
+    """
+
+    zeros: Tensor
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.register_buffer("zeros", torch.zeros(length(shape, "SphereUniform")), persistent=False)
+
+    def forward(self, *context: Tensor | None) -> TorchDistribution:
+        """The uniform distribution; a context is ignored."""
+        return sphere.SphereUniform(self.zeros)
