@@ -1,7 +1,7 @@
 """Data: readers, named data sets, the gate every row passes, preprocessing, batches."""
 
 from pyrovae.data.datasets import DataSet, load, names, split
-from pyrovae.data.gate import Schema, check_cells, check_labels
+from pyrovae.data.gate import Missing, Schema, check_cells, check_labels
 from pyrovae.data.preprocess import Binarize, Identity, Preprocess, Rescale, Standardize, Threshold
 from pyrovae.data.readers import Table, read
 from pyrovae.data.rows import Batches, batches
@@ -11,6 +11,7 @@ __all__ = [
     "Binarize",
     "DataSet",
     "Identity",
+    "Missing",
     "Preprocess",
     "Rescale",
     "Schema",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import enum
+import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +16,7 @@ from torch.distributions import constraints
 from pyrovae.data.readers._common import Table, listing, nearest, quoted, shown
 from pyrovae.errors import DataError, ModelFileError
 
-__all__ = ["Schema", "check_cells", "check_labels"]
+__all__ = ["Missing", "Schema", "check_cells", "check_labels"]
 
 _ABSURD = 1e15  # float32 squares overflow soon above it, and one such cell freezes an optimiser
 _CHUNK_BYTES = 1 << 24
@@ -25,7 +28,19 @@ _IN_WORDS = {
     constraints.positive: "numbers above 0",
     constraints.nonnegative: "numbers from 0",
 }
+_WRAP = (
+    "wrap its likelihood, Masked(...), and let the posterior read them, net=MaskAware; or drop the rows (or the "
+    "columns) or fill the cells"
+)
 Label = str | int | float
+
+
+class Missing(enum.Enum):
+    """What a table may lack."""
+
+    REFUSED = "nothing"
+    CELLS = "cells, but no column as a whole"
+    COLUMNS = "columns as well"
 
 
 def check_cells(
@@ -35,13 +50,16 @@ def check_cells(
     source: str = "array",
     columns: Sequence[str] | None = None,
     transform: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    missing: Missing = Missing.REFUSED,
+    advice: str = _WRAP,
     chunk_bytes: int = _CHUNK_BYTES,
 ) -> None:
     """Refuse what no model can use, and what lies outside the support of the likelihood.
 
-    Refused are: no rows or columns, values that are not numbers, missing cells (NaN), infinities, numbers beyond
-    ±1e15, and values outside ``support``. Rows are counted from 0. The table is looked at a chunk at a time and
-    never changed, so a memory-mapped file stays on the disk.
+    Refused are: no rows or columns, values that are not numbers, infinities, numbers beyond ±1e15, and values outside
+    ``support``; missing cells (NaN), or, for a model that can use those, columns without a single value. Rows are
+    counted from 0. The table is looked at a chunk at a time and never changed, so a memory-mapped file stays on the
+    disk.
 
     Args:
         x: the table, ``(rows, *shape)`` with at least one axis in ``shape``.
@@ -50,6 +68,8 @@ def check_cells(
         source: where the table came from; after a ``.csv`` the line number is told as well.
         columns: names of the columns, for messages.
         transform: what the model's preprocessing makes of a chunk, which is then held against ``support``.
+        missing: whether NaN passes, and a column of nothing else.
+        advice: what to do about missing cells where they are refused.
         chunk_bytes: memory to be used at a time.
 
     Raises:
@@ -65,25 +85,27 @@ def check_cells(
     cells = x.detach() if isinstance(x, torch.Tensor) else np.asarray(x)
     where = _Where(source, None if columns is None else tuple(columns), tuple(cells.shape))
     _check_form(cells, where)
-    base = _elementwise(support)
-    missing, first = 0, ""
+    base, allowed = _elementwise(support), missing is not Missing.REFUSED
+    count, first, present = 0, "", np.zeros(where.shape[1:], bool)
     for start, chunk in _chunks(cells, chunk_bytes):
         n = _scan(chunk, start, where)
         first = first or (where(start, np.isnan(chunk)) if n else "")
-        missing += n
-        if base is not None and not missing:
+        count += n
+        present |= ~np.isnan(chunk).all(0) if n else True
+        if base is not None and (allowed or not count):
             seen = (
                 chunk
                 if transform is None
                 else _to_numpy(transform(torch.tensor(chunk.astype(chunk.dtype.newbyteorder("=")))))
             )
             _check_support(seen, start, base, where)
-    if missing:
-        many = "1 missing value (NaN), the first" if missing == 1 else f"{missing} missing values (NaN), the first"
-        raise DataError(
-            f"{source}: {many} at {first}: missing cells are not supported by this model yet: "
-            "drop the rows (or the columns) or fill the cells"
-        )
+    if count and not allowed:
+        many = "1 missing value (NaN), the first" if count == 1 else f"{count} missing values (NaN), the first"
+        raise DataError(f"{source}: {many} at {first}: missing cells are not supported by this model yet: {advice}")
+    if count == math.prod(where.shape):
+        raise DataError(f"{source}: every cell is missing (NaN): at least one value is needed")
+    if missing is Missing.CELLS and not present.all():
+        raise DataError(f"{source}: {where.all_missing(~present)}: leave it out, nothing can be learned about it")
 
 
 def check_labels(y: Any, rows: int, *, source: str = "labels") -> None:
@@ -229,7 +251,15 @@ class _Where:
         line = f" (line {start + row + 2})" if self.source.endswith((".csv", ".csv.gz")) else ""
         return f"row {start + row}{line}{self._cell(cell)}"
 
-    def _cell(self, cell: list[int]) -> str:
+    def all_missing(self, columns: np.ndarray) -> str:
+        """Which columns hold no value in any row."""
+        places = [self._cell(list(index))[2:] for index in np.argwhere(columns)]
+        noun = "column" if len(self.shape) == 2 else "pixel"
+        if len(places) == 1:
+            return f"{places[0]} is missing (NaN) in every row"
+        return f"{len(places)} {noun}s are missing (NaN) in every row, the first {places[0]}"
+
+    def _cell(self, cell: Sequence[int]) -> str:
         if len(cell) == 1:
             name = cell[0] if self.columns is None else quoted(self.columns[cell[0]])
             return f", column {name}"
@@ -312,17 +342,30 @@ def _check_support(chunk: np.ndarray, start: int, support: constraints.Constrain
     good = support.check(torch.from_numpy(cells)).numpy()
     if good.all():
         return
+    if good.ndim == chunk.ndim:
+        good |= np.isnan(cells)  # where missing cells are allowed at all: the others were refused already
+        if good.all():
+            return
     place = where(start, ~good)
     if good.ndim < chunk.ndim:  # the support of a whole vector, a simplex for example
         raise DataError(
             f"{where.source}: {place} lies outside the support of the likelihood, {_words(support)}: rescale"
         )
     value = f"{chunk[_first(~good)]:g}"
+    if isinstance(support, constraints.cat):
+        column = _first(~good)[-1]
+        cells, support = cells[..., column], _of_column(support, column)
     raise DataError(f"{where.source}: " + _advice(cells, value, place, support))
 
 
+def _of_column(support: Any, column: int) -> constraints.Constraint:
+    """What the constraint on a row of different columns asks of one of them."""
+    kinds = (c for c, n in zip(support.cseq, support.lengths, strict=True) for _ in range(n))
+    return next(itertools.islice(kinds, column, None))
+
+
 def _advice(cells: np.ndarray, value: str, place: str, support: constraints.Constraint) -> str:
-    low, high = float(cells.min()), float(cells.max())
+    low, high = float(np.nanmin(cells)), float(np.nanmax(cells))
     if support is constraints.boolean and low >= 0 and high <= 1:
         return (
             f"grey values where the likelihood wants 0 or 1, the first {value} at {place}: binarise them anew in every "

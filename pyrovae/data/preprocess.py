@@ -27,7 +27,8 @@ _CHUNK = 1 << 17  # cells at a time, for the cache
 class Preprocess(abc.ABC):
     """One step, ``(*batch, *shape) -> (*batch, *shape)`` in the default floating type.
 
-    It sees as many rows at once as suits the caller, several batches or part of the data, and keeps their order.
+    It sees as many rows at once as suits the caller, several batches or part of the data, and keeps their order. A
+    missing cell, NaN, stays NaN, and a random step draws as many numbers as without it.
     Constructor arguments are attributes of the same name, so that the step can be written to a file.
     """
 
@@ -98,6 +99,8 @@ class Binarize(Preprocess):
         elif x.is_floating_point():
             p = x.detach().cpu().to(torch.promote_types(x.dtype, torch.float32)).contiguous().numpy().reshape(-1)
             hits = _noise(generator).random(p.size, dtype=p.dtype.type) < p
+            drawn = torch.from_numpy(hits).view(x.shape).to(x.device)
+            return torch.where(x.isnan(), torch.nan, _floating(drawn))
         else:
             raise DataError(f"Binarize: expected 8-bit integers or values in [0, 1], received {x.dtype}")
         return _floating(torch.from_numpy(hits).view(x.shape).to(x.device))
@@ -115,11 +118,11 @@ class Threshold(Preprocess):
 
     def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """0 or 1."""
-        return _floating(x > self.level)
+        return torch.where(x.isnan(), torch.nan, _floating(x > self.level))
 
 
 class Standardize(Preprocess):
-    """``(x - mean) / scale`` per column; constant columns are only centred.
+    """``(x - mean) / scale`` per column, of the cells that are not missing; constant columns are only centred.
 
     Densities are then those of the standardised values.
 
@@ -137,15 +140,30 @@ class Standardize(Preprocess):
         self.mean, self.scale = mean, scale
 
     def fit(self, x: Tensor | np.ndarray) -> "Standardize":
-        """The step with mean and standard deviation of these rows, read in pieces."""
-        from sklearn.preprocessing import StandardScaler
+        """The step with mean and standard deviation of these rows, read in pieces.
 
-        scaler: Any = StandardScaler()
+        Raises:
+            DataError: for a column without a value.
+        """
+        cells = max(1, math.prod(x.shape[1:]))
+        count, mean, squares = np.zeros((3, cells))
         for start in range(0, len(x), 4096):
-            piece = np.asarray(x[start : start + 4096], dtype=np.float64)
-            scaler.partial_fit(piece.reshape(len(piece), -1))
-        shape = x.shape[1:]
-        return Standardize(np.reshape(scaler.mean_, shape).tolist(), np.reshape(scaler.scale_, shape).tolist())
+            piece = np.asarray(x[start : start + 4096], dtype=np.float64).reshape(-1, cells)
+            there = ~np.isnan(piece)
+            n = there.sum(0)
+            own = np.where(there, piece, 0).sum(0) / np.maximum(n, 1)
+            squares += (np.where(there, piece - own, 0) ** 2).sum(0)
+            squares += (own - mean) ** 2 * count * n / np.maximum(count + n, 1)
+            mean += (own - mean) * n / np.maximum(count + n, 1)
+            count += n
+        if not count.all():
+            column = np.unravel_index(int(count.argmin()), x.shape[1:])
+            raise DataError(f"Standardize: column {', '.join(map(str, column))} is missing (NaN) in every row: drop it")
+        variance, eps = squares / count, np.finfo(np.float64).eps
+        constant = variance <= count * eps * variance + (count * mean * eps) ** 2  # but for rounding
+        scale = np.where(constant, 1, np.sqrt(variance))
+        found: list[Any] = [np.reshape(moment, x.shape[1:]).tolist() for moment in (mean, scale)]
+        return Standardize(*found)
 
     def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """``(x - mean) / scale``."""

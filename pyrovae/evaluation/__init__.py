@@ -1,5 +1,6 @@
 """What a model is worth: functions of anything with Pyro programs ``model`` and ``guide``; none sees an optimizer."""
 
+from pyrovae.evaluation.imputation import Imputation, cell_log_prob, conditional_log_prob, impute
 from pyrovae.evaluation.measures import (
     ActiveUnits,
     ELBOTerms,
@@ -14,12 +15,16 @@ from pyrovae.evaluation.passes import Rows, as_tensor, chunks
 __all__ = [
     "ActiveUnits",
     "ELBOTerms",
+    "Imputation",
     "LogMarginal",
     "Rows",
     "active_units",
     "as_tensor",
+    "cell_log_prob",
     "chunks",
+    "conditional_log_prob",
     "elbo_terms",
+    "impute",
     "log_marginal",
     "log_weights",
 ]
