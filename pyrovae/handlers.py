@@ -1,7 +1,7 @@
 """Effects on Pyro programs, each a few lines: what an objective or an evaluation does to a model from outside."""
 
 import contextlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import pyro
@@ -9,8 +9,23 @@ import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
-__all__ = ["frozen", "mode", "run", "sample_sites", "stream", "temper"]
+__all__ = [
+    "detached",
+    "frozen",
+    "mode",
+    "particle_plate",
+    "recorded",
+    "run",
+    "sample_sites",
+    "stream",
+    "temper",
+    "weigh",
+]
 
 
 class TemperMessenger(Messenger):
@@ -50,6 +65,40 @@ def temper(beta: float | Tensor, sites: Collection[str] | None = None) -> Messen
     return TemperMessenger(beta, sites)
 
 
+class WeighMessenger(Messenger):
+    """Multiplies the scale of sites in the batch plate by the rows' weights; see :func:`weigh`."""
+
+    def __init__(self, weights: Tensor) -> None:
+        super().__init__()
+        self.weights = weights
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if any(plate.dim == -1 for plate in msg["cond_indep_stack"]):
+            one = not isinstance(msg["scale"], Tensor) and msg["scale"] == 1
+            msg["scale"] = self.weights if one else self.weights * msg["scale"]
+
+
+def weigh(weights: Tensor) -> Messenger:
+    """Weigh rows: every site in the plate at dimension -1 counts ``weights[i]`` times in row i, 0 times too.
+
+    Sites outside that plate belong to no row and keep their scale.
+
+    Args:
+        weights: shape ``(batch,)``, from 0.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> def model():
+        ...     with pyro.plate("batch", 2):
+        ...         return pyro.sample("z", dist.Normal(0.0, 1.0), obs=torch.zeros(2))
+        >>> with weigh(torch.tensor([0.0, 2.0])):
+        ...     trace = poutine.trace(model).get_trace()
+        >>> trace.log_prob_sum()
+        tensor(-1.8379)
+    """
+    return WeighMessenger(weights)
+
+
 def run(model: Any, *data: Tensor | None, particles: int = 1) -> tuple[poutine.Trace, poutine.Trace]:
     """One pass of a model replayed against its guide, with the user's param store left alone.
 
@@ -61,10 +110,122 @@ def run(model: Any, *data: Tensor | None, particles: int = 1) -> tuple[poutine.T
     Returns:
         The traces of model and guide.
     """
-    plate = pyro.plate("particles", particles, dim=-2) if particles > 1 else contextlib.nullcontext()
-    with pyro.get_param_store().scope(), plate:
+    with pyro.get_param_store().scope(), particle_plate(particles):
         guide = poutine.trace(model.guide).get_trace(*data)
         return poutine.trace(poutine.replay(model.model, trace=guide)).get_trace(*data), guide
+
+
+def particle_plate(particles: int) -> Any:
+    """The plate of draws at dimension -2; none for one draw."""
+    return pyro.plate("particles", particles, dim=-2) if particles > 1 else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def recorded(noise: list[Any]) -> Iterator[None]:
+    """Whatever a program draws besides its sample sites, dropout masks above all, is appended to ``noise``."""
+    recorder = _Recorded(noise)
+    with recorder, _Unrecorded(recorder):
+        yield
+
+
+@contextlib.contextmanager
+def detached(model: Any, noise: Iterable[Any] = ()) -> Iterator[None]:
+    """A second run of a program with parameters that get no gradient; what depends on other tensors keeps its own.
+
+    Leaves that require gradients enter every function detached, so that it does not matter where a program keeps
+    them. Running statistics of normalisation layers are not updated: the first run on the batch did that.
+
+    Args:
+        model: modules among ``model`` and its parts have the running statistics.
+        noise: what the first run drew besides its sample sites, see :func:`recorded`; it is drawn again.
+
+    Example:
+        >>> layer, z = nn.Linear(1, 1), torch.ones(1, requires_grad=True) * 2
+        >>> with detached(layer):
+        ...     y = layer(z)
+        >>> torch.autograd.grad(y, [*layer.parameters()], retain_graph=True, allow_unused=True)
+        (None, None)
+        >>> bool(torch.autograd.grad(y, z)[0] == layer.weight)
+        True
+    """
+    with _running_statistics_kept(model), _Detached(), _Played(iter(noise)):
+        yield
+
+
+_QUESTIONS = {getattr(Tensor, name).__get__ for name in ("requires_grad", "is_leaf", "grad")}
+
+
+class _Detached(TorchFunctionMode):
+    """Leaves that require gradients enter every function without."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func not in _QUESTIONS:
+            args, kwargs = tree_map(_without_gradient, (args, kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _without_gradient(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) and value.requires_grad and value.is_leaf else value
+
+
+class _Recorded(TorchDispatchMode):
+    """Keeps the results of everything that draws from a generator, while it is on."""
+
+    def __init__(self, noise: list[Any]) -> None:
+        super().__init__()
+        self.noise, self.on = noise, True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if self.on and _draws(func):
+            self.noise.append(tree_map(torch.clone, result))  # somebody may go on to change it in place
+        return result
+
+
+class _Unrecorded(Messenger):
+    """Turns a recorder off where a sample site draws: a second run is given the site's value."""
+
+    def __init__(self, recorder: _Recorded) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def _pyro_sample(self, msg: Any) -> None:
+        self.recorder.on = False
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        self.recorder.on = True
+
+
+class _Played(TorchDispatchMode):
+    """Gives the results of a record instead of drawing, as long as there are any."""
+
+    def __init__(self, noise: Iterator[Any]) -> None:
+        super().__init__()
+        self.noise = noise
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = next(self.noise, None) if _draws(func) else None
+        if result is None:
+            return func(*args, **(kwargs or {}))
+        return args[0].copy_(result) if func._schema.is_mutable else result
+
+
+def _draws(func: Any) -> bool:
+    return torch.Tag.nondeterministic_seeded in func.tags
+
+
+@contextlib.contextmanager
+def _running_statistics_kept(model: Any) -> Iterator[None]:
+    """Normalisation layers write into copies."""
+    norms = [m for m in model.modules() if isinstance(m, _NormBase)] if isinstance(model, nn.Module) else []
+    before = [(norm, dict(norm._buffers)) for norm in norms]
+    for norm, buffers in before:
+        norm._buffers.update({name: None if b is None else b.clone() for name, b in buffers.items()})
+    try:
+        yield
+    finally:
+        for norm, buffers in before:
+            norm._buffers.update(buffers)
 
 
 def sample_sites(trace: poutine.Trace) -> Iterator[tuple[str, Any]]:

@@ -3,16 +3,17 @@
 import abc
 import copy
 import itertools
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro
 import torch
 from pyro.distributions import TorchDistribution
 from pyro.nn import PyroModule, pyro_method
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyrovae.conditional import Conditional
 from pyrovae.distributions import center
+from pyrovae.errors import ConfigError
 from pyrovae.evaluation import Rows, as_tensor, log_marginal
 from pyrovae.handlers import frozen
 
@@ -34,7 +35,13 @@ class Model(PyroModule, abc.ABC, metaclass=_ModelMeta):
     To write one: call ``super().__init__()``, keep the parts as attributes, decorate ``model`` and ``guide`` with
     ``pyro.nn.pyro_method`` (without it SVI silently trains nothing), and write ``encode`` and ``decode``. Each instance
     gets a root name of its own, so that several train in one process.
+
+    Attributes:
+        guide_parts: names of the attributes that hold the guide's parts, such as ``("posterior",)``, for objectives
+            that train the guide otherwise than the model.
     """
+
+    guide_parts: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self) -> None:
         super().__init__(f"{type(self).__name__}_{next(_serial)}")
@@ -73,6 +80,20 @@ class Model(PyroModule, abc.ABC, metaclass=_ModelMeta):
             z: latents, shape ``(*batch, *z)``.
             c: context, or None.
         """
+
+    def guide_parameters(self) -> list[nn.Parameter]:
+        """The parameters of the guide's parts; one that the model shares, as under a VampPrior, is among them.
+
+        Raises:
+            ConfigError: for a class that does not say what these parts are.
+        """
+        if not self.guide_parts:
+            raise ConfigError(
+                f"guide_parts: expected the names of the guide's parts as a class attribute of {type(self).__name__}, "
+                'such as guide_parts = ("posterior",)'
+            )
+        parts = (getattr(self, name) for name in self.guide_parts)
+        return list({id(p): p for part in parts for p in part.parameters()}.values())
 
     @torch.no_grad()
     def sample(self, n: int = 1, c: Rows | None = None) -> Tensor:
@@ -164,6 +185,8 @@ class VAE(Model):
         >>> vae.sample(3).shape
         torch.Size([3, 784])
     """
+
+    guide_parts = ("posterior",)
 
     def __init__(self, prior: Conditional, likelihood: Conditional, posterior: Conditional) -> None:
         super().__init__()

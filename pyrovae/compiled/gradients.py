@@ -29,7 +29,8 @@ class Gradients:
     """The loss of an objective and its gradients.
 
     An objective that returns several losses by name, such as a model's and a critic's, says by
-    ``objective.parameters(model)`` which parameters each of them trains; the first is the one that is reported.
+    ``objective.parameters(model)`` which parameters each of them trains; the first is the one that is reported, and
+    trains those that no other claims.
 
     Args:
         program: what the objective is called with.
@@ -62,6 +63,8 @@ class Gradients:
         place = {id(p): i for i, p in enumerate(self.parameters)}
         trained = [p for p in owned if id(p) in place and p.requires_grad]
         gradients: list[Tensor | None] = [None] * len(self.parameters)
+        if not trained:
+            return gradients
         parts = torch.autograd.grad(loss, trained, allow_unused=True, retain_graph=again)
         for parameter, part in zip(trained, parts, strict=True):
             gradients[place[id(parameter)]] = part
@@ -69,7 +72,9 @@ class Gradients:
 
     def _named(self, losses: Mapping[str, Tensor]) -> list[Tensor | None]:
         """Each loss by its own parameters."""
-        owned = self.objective.parameters(self.program)
+        owned = dict(self.objective.parameters(self.program))
+        claimed = {id(p) for parameters in owned.values() for p in parameters}
+        owned.setdefault(next(iter(losses)), [p for p in self.parameters if id(p) not in claimed])
         parts = [self._of(losses[name], parameters, again=True) for name, parameters in owned.items()]
         return [next((g for g in gradients if g is not None), None) for gradients in zip(*parts, strict=True)]
 

@@ -1,5 +1,6 @@
 """The one training loop. It knows programs, objectives and optimizers; of papers it knows nothing."""
 
+import functools
 import math
 import os
 import time
@@ -9,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from torch import Tensor, nn
@@ -20,13 +22,14 @@ from pyrovae import runs
 from pyrovae.compiled import Step, kept_heap
 from pyrovae.data import Table
 from pyrovae.data.preprocess import Identity, Preprocess
-from pyrovae.data.rows import Batches, as_array, batches, generator
+from pyrovae.data.rows import ArrayBatches, Batches, as_array, batches, generator
 from pyrovae.errors import ConfigError
 from pyrovae.fit.callbacks import Callback, Progress, State
 from pyrovae.fit.guard import check_data, check_program, diverged
 from pyrovae.fit.history import History
 from pyrovae.handlers import frozen, mode, stream
 from pyrovae.objectives import ELBO, reported
+from pyrovae.objectives.objective import Weighted, claimed, networks
 from pyrovae.spec import describe
 
 __all__ = ["fit"]
@@ -47,6 +50,7 @@ def fit(
     batch_size: int = 128,
     validation: Any = None,
     preprocess: Preprocess | None = None,
+    weights: Any = None,
     clip: float | None = None,
     callbacks: Sequence[Callback] = (),
     seed: int = 0,
@@ -67,8 +71,10 @@ def fit(
         x: rows ``(rows, *shape)``: array, tensor, memory-mapped ``.npy``, :class:`pyrovae.data.Table`, ``Dataset`` or
             ``DataLoader``. Integers stay as they are stored and are converted batch by batch.
         y: second argument of both programs, such as a context, one entry per row.
-        objective: called as ``objective(model, *batch)``, a loss in nats per row; None is ``ELBO()``.
-        optimizer: a torch optimizer over the model's parameters, or a function of them; None is Adam at 1e-3.
+        objective: called as ``objective(model, *batch)``, a loss in nats per row; None is ``ELBO()``. Networks that it
+            brings with it, such as a critic, are trained along.
+        optimizer: a torch optimizer over the model's parameters and the objective's, or a function of them; None is
+            Adam at 1e-3.
         scheduler: a torch scheduler of that optimizer, or a function ``(optimizer, steps) -> scheduler``, such as
             ``torch.optim.lr_scheduler.CosineAnnealingLR``; stepped after every update, ``ReduceLROnPlateau`` after
             every epoch with the validation loss.
@@ -76,6 +82,8 @@ def fit(
         batch_size: rows in a batch; the last of a pass may be shorter. A DataLoader keeps its own.
         validation: as ``x``, or a pair ``(x, y)``; the objective's final form is measured on it after every epoch.
         preprocess: declared step from stored rows to the model's, such as ``Binarize()``.
+        weights: one for each row of x, from 0, such as inverse sampling probabilities; the objective is then called
+            with ``weights=`` and says what they do. A row's weight goes with it into its batch; validation has none.
         clip: largest gradient norm over all parameters together.
         callbacks: :class:`Callback` objects, such as ``EarlyStopping()``.
         seed: of everything random here; the model's initial weights are drawn before.
@@ -111,21 +119,27 @@ def fit(
         model.to(device)
     objective = ELBO() if objective is None else objective
     data = batches(x, y, batch_size=batch_size, preprocess=step, seed=(seed, _ORDER))
+    loss: Any = objective if weights is None else _weigh(data, weights, objective)
+    critics = nn.ModuleList(networks(objective)).to(*_place(model))
     held_out = None if validation is None else _validation(validation, max(batch_size, 500), step, seed)
-    optimizer = _optimizer(model, optimizer)
-    first = _first(model, data)
+    optimizer = _optimizer(model, objective, optimizer)
+    first, checked = _first(model, data), objective
+    if weights is not None:
+        *first, last = first
+        checked = functools.partial(objective, weights=last)
     for table in tables.values():
         check_data(model, table, step, first)
-    check_program(model, objective, first)
+    with mode(critics, training=False):
+        check_program(model, checked, first)
     # after everything that can be refused, so that nothing refused leaves a directory behind
     details = {} if directory is None else {"seed": seed, "preprocess": describe(step)} | _data_details(x)
     steps = epochs * data.steps
-    captured = Step(model, objective, optimizer, level=compile, precision=precision, clip=clip, steps=steps, norm=True)
+    captured = Step(model, loss, optimizer, level=compile, precision=precision, clip=clip, steps=steps, norm=True)
     path = None if directory is None else runs.claim(directory)
     schedule = scheduler if scheduler is None or isinstance(scheduler, LRScheduler) else scheduler(optimizer, steps)
     state = State(model, optimizer, epochs, steps, data.rows)
     bar = Progress(progress)
-    loop = _Loop(state, captured, objective, data, held_out, schedule, path)
+    loop = _Loop(state, captured, objective, data, held_out, schedule, path, critics, weighted=weights is not None)
     try:
         loop.run([*callbacks, *([bar] if bar.enabled else [])], seed)
     except BaseException as error:
@@ -152,9 +166,12 @@ class _Loop:
         validation: Batches | None,
         scheduler: LRScheduler | None,
         directory: Path | None,
+        critics: nn.Module,
+        *,
+        weighted: bool,
     ) -> None:
         self.state, self.step, self.objective, self.data, self.validation = state, step, objective, data, validation
-        self.scheduler, self.directory = scheduler, directory
+        self.scheduler, self.directory, self.critics, self.weighted = scheduler, directory, critics, weighted
 
     def run(self, callbacks: Sequence[Callback], seed: int) -> None:
         self.callbacks = callbacks
@@ -167,6 +184,7 @@ class _Loop:
             # frozen parameters are meant, and the guard says more about a loss that is not finite
             warnings.filterwarnings("ignore", message=".*(not registered in the param store|Encountered (NaN|\\+?inf))")
             stack.enter_context(mode(self.state.model, training=True))
+            stack.enter_context(mode(self.critics, training=True))
             stack.enter_context(stream(self.state.model, generator(seed, _NOISE).initial_seed()))
             self._call("on_start", callbacks)
             try:
@@ -218,7 +236,8 @@ class _Loop:
             torch.set_rng_state(before)
             step.assign()
             rates = [group["lr"] for group in state.optimizer.param_groups]
-            raise diverged(state.model, batch, loss, norm, state.step, state.epoch, rates)
+            rows = batch[:-1] if self.weighted else batch
+            raise diverged(state.model, rows, loss, norm, state.step, state.epoch, rates, self.critics)
         step.update()
         if self.scheduler is not None and not isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step()
@@ -228,7 +247,7 @@ class _Loop:
     def _validate(self, data: Batches) -> float:
         """The objective's final form on the validation rows, with the same noise after every epoch."""
         model, total = self.state.model, 0.0
-        with frozen(model, seed=_VALIDATION):
+        with frozen(model, seed=_VALIDATION), mode(self.critics, training=False):
             for batch in data.epoch(0):
                 loss = reported(self.objective(model, *(_to(tensor, *_place(model)) for tensor in batch)))
                 total += loss.item() * len(batch[0])
@@ -249,20 +268,55 @@ def _check_numbers(*, epochs: int, batch_size: int, clip: float | None, seed: in
         raise ConfigError(f"clip: expected a positive number or None, received {clip!r}")
 
 
-def _optimizer(model: nn.Module, optimizer: Optimizer | Callable[..., Optimizer] | None) -> Optimizer:
+def _weigh(data: Batches, weights: Any, objective: Any) -> Weighted:
+    """Let every batch end with the weights of its rows, and the objective take them.
+
+    Raises:
+        ConfigError: for weights that are not one finite number from 0 for each row, or an objective that takes none.
+    """
+    if not isinstance(data, ArrayBatches):
+        raise ConfigError(
+            "weights: expected x as an array, whose rows they belong to; a loader has an order of its own"
+        )
+    try:
+        given = weights.detach().cpu().numpy() if isinstance(weights, Tensor) else weights
+        values = np.array(given, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ConfigError(f"weights: expected numbers, received {type(weights).__name__}") from None
+    if values.shape != (data.rows,):
+        raise ConfigError(f"weights: expected one for each of {data.rows} rows, received the shape {values.shape}")
+    bad = ~(np.isfinite(values) & (values >= 0))
+    if bad.any():
+        raise ConfigError(f"weights: expected finite numbers from 0, received {values[bad][0]} for row {bad.argmax()}")
+    if not values.any():
+        raise ConfigError("weights: expected a positive one, received zeros alone")
+    data.sources.append(values)
+    return Weighted(objective)
+
+
+def _optimizer(model: nn.Module, objective: Any, optimizer: Optimizer | Callable[..., Optimizer] | None) -> Optimizer:
+    """One over what is to be trained: the model, and what the objective claims for losses of its own."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise ConfigError(
             "model: expected parameters to train, found none; pyro.param alone is not a module's parameter"
         )
+    own = {id(p) for p in parameters}
+    more = [p for ps in claimed(objective, model).values() for p in ps if p.requires_grad and id(p) not in own]
+    parameters += list({id(p): p for p in more}.values())
     if optimizer is None:
         fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
         return torch.optim.Adam(parameters, lr=1e-3, fused=fused)
     if not isinstance(optimizer, Optimizer):
         optimizer = optimizer(parameters)
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    if not held & {id(p) for p in parameters}:
+    if not held & own:
         raise ConfigError("optimizer: expected one over the model's parameters, received one that holds none of them")
+    if more and not held & {id(p) for p in more}:
+        raise ConfigError(
+            "optimizer: expected one that holds the parameters of the objective's critic too, received one over the "
+            "model's alone; give a function of the parameters, such as functools.partial(torch.optim.Adam, lr=1e-3)"
+        )
     return optimizer
 
 

@@ -1,12 +1,59 @@
 """Callables ``(model, *data) -> loss`` in nats per row: change the loss by passing another one.
 
 Any function of that signature will do. An :class:`Objective` can also change over training: ``at(t)`` is the objective
-at progress t, from 0 at the first step to 1 at the last; called directly it stands at its final value.
+at progress t, from 0 at the first step to 1 at the last; called directly it stands at its final value. Objectives add
+up and scale like numbers, ``ELBO(beta=0.0) + 10.0 * MMD()``, and take weights of rows.
 """
 
+from pyrovae.objectives.adversarial import AdversarialAutoencoder, FactorVAE
+from pyrovae.objectives.aggregate import (
+    DIPVAEI,
+    DIPVAEII,
+    IMQ,
+    MMD,
+    RBF,
+    BetaTCVAE,
+    Kernel,
+    Sampling,
+    StratifiedSampling,
+    WeightedSampling,
+)
 from pyrovae.objectives.elbo import ELBO
-from pyrovae.objectives.importance import IWAE
-from pyrovae.objectives.objective import Objective, reported
+from pyrovae.objectives.importance import CIWAE, IWAE, MIWAE, PIWAE, STL, DReG, Renyi
+from pyrovae.objectives.objective import Objective, Sum, average, expectation, reported
+from pyrovae.objectives.rate import Capacity, FreeBits, SiteFreeBits
 from pyrovae.objectives.schedules import Cyclical, Schedule, Warmup
 
-__all__ = ["ELBO", "IWAE", "Cyclical", "Objective", "Schedule", "Warmup", "reported"]
+__all__ = [
+    "CIWAE",
+    "DIPVAEI",
+    "DIPVAEII",
+    "ELBO",
+    "IMQ",
+    "IWAE",
+    "MIWAE",
+    "MMD",
+    "PIWAE",
+    "RBF",
+    "STL",
+    "AdversarialAutoencoder",
+    "BetaTCVAE",
+    "Capacity",
+    "Cyclical",
+    "DReG",
+    "FactorVAE",
+    "FreeBits",
+    "Kernel",
+    "Objective",
+    "Renyi",
+    "Sampling",
+    "Schedule",
+    "SiteFreeBits",
+    "StratifiedSampling",
+    "Sum",
+    "Warmup",
+    "WeightedSampling",
+    "average",
+    "expectation",
+    "reported",
+]

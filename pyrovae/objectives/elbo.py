@@ -2,15 +2,15 @@
 
 import math
 from collections.abc import Collection
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro
 from pyro.infer import Trace_ELBO
 from torch import Tensor
 
 from pyrovae.errors import ConfigError
-from pyrovae.handlers import temper
-from pyrovae.objectives.objective import Objective, rows
+from pyrovae.handlers import temper, weigh
+from pyrovae.objectives.objective import Objective, final, rows
 from pyrovae.objectives.schedules import Schedule
 
 __all__ = ["ELBO"]
@@ -39,6 +39,8 @@ class ELBO(Objective):
         >>> loss = ELBO(beta=pv.Warmup(over=0.1))(vae, torch.ones(8, 4))
     """
 
+    scheduled: ClassVar[tuple[str, ...]] = ("beta",)
+
     def __init__(
         self,
         beta: float | Schedule | Tensor = 1.0,
@@ -50,15 +52,15 @@ class ELBO(Objective):
         self.beta, self.sites = beta, sites
         self.estimator = Trace_ELBO(max_plate_nesting=1) if estimator is None else estimator
 
-    def __call__(self, model: Any, *data: Tensor | None) -> Tensor:
+    def __call__(self, model: Any, *data: Tensor | None, weights: Tensor | None = None) -> Tensor:
         """Minus the (weighted) ELBO, nats per row."""
-        beta = self.beta(1.0) if callable(self.beta) else self.beta
+        beta, count = final(self.beta), rows(data)
         program, guide = model.model, model.guide
         if isinstance(beta, Tensor) or beta != 1:
             program, guide = temper(beta, self.sites)(program), temper(beta, self.sites)(guide)
+        if weights is not None:
+            if weights.shape != (count,):
+                raise ConfigError(f"weights: expected one for each of {count} rows, received {tuple(weights.shape)}")
+            program, guide = weigh(weights)(program), weigh(weights)(guide)
         with pyro.get_param_store().scope():
-            return self.estimator.differentiable_loss(program, guide, *data) / rows(data)
-
-    def at(self, t: float | Tensor) -> "ELBO":
-        """This objective with beta at progress t."""
-        return ELBO(self.beta(t), self.estimator, self.sites) if callable(self.beta) else self
+            return self.estimator.differentiable_loss(program, guide, *data) / count
