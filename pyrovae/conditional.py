@@ -3,13 +3,14 @@
 import abc
 from collections.abc import Sequence
 
+import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from pyrovae.errors import ConfigError
 from pyrovae.nn import MLP, Constant, Join, NetBuilder, dims
 
-__all__ = ["Conditional", "Context", "Head", "NetBuilder", "Shape"]
+__all__ = ["Conditional", "Context", "Head", "NetBuilder", "Shape", "as_shape", "several"]
 
 Shape = int | Sequence[int]
 Context = Shape | Sequence[Sequence[int]] | None
@@ -107,7 +108,7 @@ class Head(Conditional):
         self.event_dim = len(dims(shape))
         self._n_params, self._sizes = n_params, None if sizes is None else list(sizes)
         out = as_shape((n_params * dims(shape)[0], *dims(shape)[1:])) if sizes is None else sum(sizes)
-        self.join = None if context is None else Join([as_shape(dims(s)) for s in _several(context)])
+        self.join = None if context is None else Join([as_shape(dims(s)) for s in several(context)])
         self.network = Constant(out) if self.join is None else net(self.join.shape, out)
 
     @abc.abstractmethod
@@ -137,7 +138,12 @@ class Head(Conditional):
         """The network's output, ``(*batch, n_params * shape[0], *shape[1:])``, or ``(*batch, sum(sizes))``."""
         if self.join is None:
             return self.network()
-        return self.join.feed(self.network, *(c for c in context if c is not None))
+        return self.join.feed(self.network, *(_floating(c) for c in context if c is not None))
+
+
+def _floating(context: Tensor) -> Tensor:
+    """Classes and counts as numbers a network can read."""
+    return context if context.is_floating_point() else context.to(torch.get_default_dtype())
 
 
 def as_shape(sizes: tuple[int, ...]) -> int | tuple[int, ...]:
@@ -145,7 +151,7 @@ def as_shape(sizes: tuple[int, ...]) -> int | tuple[int, ...]:
     return sizes[0] if len(sizes) == 1 else sizes
 
 
-def _several(context: Shape | Sequence[Sequence[int]]) -> Sequence[Shape]:
+def several(context: Shape | Sequence[Sequence[int]]) -> Sequence[Shape]:
     """One context as a list of one; ``[(16,), (10,)]`` as it is."""
     nested = isinstance(context, Sequence) and len(context) > 0 and isinstance(context[0], Sequence)
     return context if nested else [context]  # pyright: ignore[reportReturnType]

@@ -19,12 +19,14 @@ import torch
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from torch import nn
 
-from pyrovae import families, flows, models, objectives, priors, runs
+from pyrovae import autoregressive, families, flows, models, objectives, priors, runs
 from pyrovae import nn as networks
+from pyrovae.columns import Column, ColumnAware, Columns
 from pyrovae.conditional import Conditional, Head
 from pyrovae.data import preprocess
 from pyrovae.data.gate import Schema
 from pyrovae.errors import ConfigError, ModelFileError
+from pyrovae.missing import MaskAware, Masked
 from pyrovae.spec import build, closest
 
 if sys.version_info >= (3, 11):
@@ -35,36 +37,49 @@ else:
 __all__ = ["Run", "instance", "load", "part", "parts", "read_toml"]
 
 
-def _final(room: Any, kind: type) -> tuple[str, ...]:
-    """The finished classes of a kind that a room offers."""
-    offered = {n: c for n, c in vars(room).items() if inspect.isclass(c) and not n.startswith("_")}
-    return tuple(n for n, c in offered.items() if issubclass(c, kind) and not inspect.isabstract(c))
+Parts = dict[str, Callable[..., Any]]
 
 
-_HEADS = _final(families, Head)
-_ROLES: dict[str, tuple[Any, tuple[str, ...]]] = {
-    "prior": (priors, _final(priors, Conditional)),
-    "family": (families, _HEADS),
-    "flow": (flows, ("Flow",)),
-    "transform": (flows, _final(flows, flows.FlowTransform)),
-    "scale": (families, _final(families, families.Scale)),
-    "net": (networks, ("MLP", "GatedMLP", "ConvNet", "ResNet")),
-    "activation": (nn, ("ReLU", "SiLU", "GELU", "Softplus", "Tanh", "ELU", "LeakyReLU")),
-    "objective": (objectives, _final(objectives, objectives.Objective)),
-    "schedule": (objectives, ("Warmup", "Cyclical")),
-    "preprocess": (preprocess, ("Identity", "Rescale", "Binarize", "Threshold", "Standardize")),
+def _final(kind: type, *rooms: Any) -> Parts:
+    """The finished classes of a kind that rooms offer, by name."""
+    offered = [thing for room in rooms for thing in vars(room).values() if inspect.isclass(thing)]
+    return {thing.__name__: thing for thing in offered if issubclass(thing, kind) and not inspect.isabstract(thing)}
+
+
+def _named(*things: Callable[..., Any]) -> Parts:
+    return {thing.__name__: thing for thing in things}
+
+
+_FAMILIES = _final(Head, families, flows)
+_ROLES: dict[str, Parts] = {
+    "prior": _final(Conditional, priors, autoregressive) | _FAMILIES,
+    "posterior": _FAMILIES,
+    "likelihood": _FAMILIES | _named(Columns),
+    "base": _FAMILIES,
+    "transform": _final(flows.FlowTransform, flows),
+    "scale": _final(families.Scale, families),
+    "net": _named(networks.MLP, networks.GatedMLP, networks.ConvNet, networks.ResNet, nn.Linear, MaskAware),
+    "activation": _named(nn.ReLU, nn.SiLU, nn.GELU, nn.Softplus, nn.Tanh, nn.ELU, nn.LeakyReLU),
+    "objective": _final(objectives.Objective, objectives),
+    "schedule": _named(objectives.Warmup, objectives.Cyclical),
+    "kernel": _final(objectives.Kernel, objectives),
+    "sampling": _final(objectives.Sampling, objectives),
+    "preprocess": _final(preprocess.Preprocess, preprocess),
+    "column": _named(Column),
 }
 _BUILDERS = ("scale", "net", "activation", "transform", "base")  # called later, by the part they are given to
-_MORE = {c.__name__: c for c in (models.VAE, nn.Linear, Trace_ELBO, TraceMeanField_ELBO, TraceEnum_ELBO)}
-NAMES: dict[str, Callable[..., Any]] = _MORE | {n: getattr(room, n) for room, names in _ROLES.values() for n in names}
+# arguments that are parts under another name than their role's
+_ROLE_OF = {"terms": "objective", "weights": "schedule", "columns": "column"} | {
+    name: "schedule" for objective in _ROLES["objective"].values() for name in getattr(objective, "scheduled", ())
+}
+_ESTIMATORS = _named(Trace_ELBO, TraceMeanField_ELBO, TraceEnum_ELBO)
+NAMES: Parts = {name: thing for named in _ROLES.values() for name, thing in named.items()} | _ESTIMATORS
+NAMES |= _named(models.VAE, Masked, ColumnAware)
 
 
-def parts() -> dict[str, dict[str, Callable[..., Any]]]:
+def parts() -> dict[str, Parts]:
     """Every part by the role it can take, then by name; a family takes any role, that of a learned prior too."""
-    table = {role: {name: NAMES[name] for name in names} for role, (_, names) in _ROLES.items()}
-    heads = table.pop("family") | table.pop("flow")
-    table["net"]["Linear"] = NAMES["Linear"]
-    return {"prior": table.pop("prior") | heads, "posterior": heads, "likelihood": heads, "base": heads} | table
+    return {role: dict(named) for role, named in _ROLES.items()}
 
 
 def part(text: str | Mapping[str, Any], role: str) -> Callable[..., Any]:
@@ -84,8 +99,13 @@ def part(text: str | Mapping[str, Any], role: str) -> Callable[..., Any]:
     return _built(text, role, "partial")
 
 
-def instance(text: str | Mapping[str, Any], role: str) -> Any:
+def instance(text: str | Mapping[str, Any], role: str, **available: Any) -> Any:
     """The part itself, for a role that needs nothing else to be built.
+
+    Args:
+        text: as in :func:`part`; objectives also as sums, ``"elbo(beta=0) + 10 * mmd"``.
+        role: a key of :func:`parts`.
+        **available: arguments that parts of this role are given where they take them and the text says nothing.
 
     Raises:
         ConfigError: as :func:`part`, and for arguments out of range.
@@ -94,7 +114,8 @@ def instance(text: str | Mapping[str, Any], role: str) -> Any:
         >>> instance("iwae(k=5)", "objective").k
         5
     """
-    return _built(text, role, "type")
+    table = _filled(_specification(text, role, "type"), available)
+    return build(table, NAMES, f"--{role}")
 
 
 def read_toml(path: str | os.PathLike[str], known: tuple[str, ...]) -> dict[str, Any]:
@@ -180,19 +201,30 @@ def _specification(text: str | Mapping[str, Any], role: str, kind: str) -> dict[
     if not {"type", "partial"} & table.keys():
         raise ConfigError(f"--{role}: expected a table with type = NAME, received the keys {sorted(table)}")
     name = _resolve(str(table.pop("type", table.pop("partial", ""))), role)
-    return {kind: name} | {key: _nested(key, value) for key, value in table.items()}
+    return {kind: name} | {key: _nested(key, value, role) for key, value in table.items()}
 
 
-def _nested(name: str, value: Any) -> Any:
-    role = {"beta": "schedule"}.get(name, name)
+def _nested(name: str, value: Any, parent: str) -> Any:
+    """An argument that is a part, as a table; a column's likelihood is called later, by the columns."""
+    if isinstance(value, list):
+        return [_nested(name, v, parent) for v in value]
+    role = _ROLE_OF.get(name, name)
     if role not in _ROLES or not isinstance(value, (str, Mapping)):
         return value
-    return _specification(value, role, "partial" if role in _BUILDERS else "type")
+    return _specification(value, role, "partial" if role in _BUILDERS or parent == "column" else "type")
+
+
+def _filled(table: dict[str, Any], available: Mapping[str, Any]) -> dict[str, Any]:
+    """With what is available and not given, in a sum of objectives for every term."""
+    if "terms" in table:
+        return table | {"terms": [_filled(term, available) for term in table["terms"]]}
+    known = inspect.signature(NAMES[table["type"]]).parameters
+    return {name: value for name, value in available.items() if name in known} | table
 
 
 def _resolve(name: str, role: str) -> str:
     """The class's name, from one written in any case and perhaps cut short."""
-    candidates = list(parts().get(role, {}))
+    candidates = list(_ROLES.get(role, {}))
     plain = {_plain(c): c for c in candidates}
     if _plain(name) in plain:
         return plain[_plain(name)]
@@ -217,11 +249,31 @@ def _parse(text: str, role: str) -> dict[str, Any]:
 def _call(node: ast.expr, role: str, text: str) -> dict[str, Any]:
     if isinstance(node, ast.Name):
         return {"type": node.id}
+    if isinstance(node, ast.BinOp) and role == "objective":
+        weights, terms = zip(*_summands(node, text), strict=True)
+        return {"type": "Sum", "terms": list(terms), "weights": list(weights)}
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not (node.args or _starred(node)):
         name = _resolve(node.func.id, role)
         arguments = {str(k.arg): _argument(k.value, str(k.arg), text) for k in node.keywords}
         return {"type": name} | arguments
     raise ConfigError(f"--{role}: expected name(argument=value), received {text!r}; arguments are given by name")
+
+
+def _summands(node: ast.expr, text: str) -> list[tuple[Any, dict[str, Any]]]:
+    """Weights and objectives of ``a + 2 * b``; a weight is a number or a schedule."""
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return _summands(node.left, text) + _summands(node.right, text)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
+        weight, term = (node.right, node.left) if isinstance(node.right, ast.Constant) else (node.left, node.right)
+        return [(_argument(weight, "weights", text), _term(term, text))]
+    if isinstance(node, ast.BinOp):
+        raise ConfigError(f"--objective: {text!r}: objectives add and are multiplied by numbers, 'elbo + 10 * mmd'")
+    return [(1.0, _term(node, text))]
+
+
+def _term(node: ast.expr, text: str) -> dict[str, Any]:
+    table = _call(node, "objective", text)
+    return table | {"type": _resolve(table["type"], "objective")}
 
 
 def _starred(node: ast.Call) -> bool:
@@ -234,7 +286,7 @@ def _argument(node: ast.expr, name: str, text: str) -> Any:
         return ast.literal_eval(node)
     except ValueError:
         pass
-    role = {"beta": "schedule"}.get(name, name)
+    role = _ROLE_OF.get(name, name)
     if role not in _ROLES:
         raise ConfigError(f"{text!r}: expected a number, text or list for {name!r}, received {ast.unparse(node)!r}")
     return _call(node, role, text)

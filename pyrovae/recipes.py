@@ -7,8 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
+from pyrovae.columns import Columns
 from pyrovae.conditional import Conditional, NetBuilder, Shape
 from pyrovae.families import Bernoulli, Normal
+from pyrovae.missing import MaskAware, Masked
 from pyrovae.models import VAE
 from pyrovae.nn import GatedMLP
 from pyrovae.priors import StandardNormal
@@ -27,6 +29,7 @@ def vae(
     posterior: Part = Normal,
     net: NetBuilder = GatedMLP,
     exemplars: Tensor | None = None,
+    missing: bool = False,
 ) -> VAE:
     """A VAE whose parts are classes or partials of them; what they leave open is filled in.
 
@@ -38,16 +41,20 @@ def vae(
         posterior: takes ``shape``, ``context`` and ``net``.
         net: of every head that does not bring its own.
         exemplars: rows as the model sees them, the ``inputs`` of a prior that is made of them.
+        missing: whether cells of x can be missing, NaN: the likelihood then skips them, the encoder is told which.
 
     Example:
         >>> from pyrovae import Mixture
         >>> vae((1, 8, 8), latent=2, prior=functools.partial(Mixture, components=5)).sample(3).shape
         torch.Size([3, 1, 8, 8])
     """
-    q = complete(posterior, shape=latent, context=shape, net=net)
+    p = complete(likelihood, shape=shape, context=latent, net=net)
+    reading = p.encoder(net) if isinstance(p, Columns) else functools.partial(MaskAware, net=net) if missing else net
+    q = complete(posterior, shape=latent, context=shape, net=reading)
+    rows = {} if exemplars is None else {"inputs": exemplars}
     return VAE(
-        prior=complete(prior, shape=latent, posterior=q, **({} if exemplars is None else {"inputs": exemplars})),
-        likelihood=complete(likelihood, shape=shape, context=latent, net=net),
+        prior=complete(prior, shape=latent, posterior=q, **rows),
+        likelihood=Masked(p) if missing and not isinstance(p, Columns) else p,
         posterior=q,
     )
 

@@ -158,7 +158,7 @@ USAGE = [
     (["fit", "digits", "--prior", "mixture(components=[1])"], "components", "[1]"),
     (["fit", "digits", "--likelihood", "gauss"], "--likelihood", "continuous-bernoulli"),
     (["fit", "digits", "--likelihood", "normal(scale='x y')"], "--scale", "'x y'"),
-    (["fit", "digits", "--posterior", "bernoulli"], "--posterior", "student-t"),
+    (["fit", "digits", "--posterior", "vamp-prior"], "--posterior", "student-t"),
     (["fit", "digits", "--net", "rnn"], "--net", "gated-mlp"),
     (["fit", "digits", "--net", "mlp(hidden=3)"], "hidden", "3"),
     (["fit", "digits", "--objective", "elbow"], "--objective", "did you mean 'elbo'"),
@@ -648,3 +648,98 @@ def test_debug_shows_the_traceback_and_the_line(here):
     assert process.returncode == 3
     assert "Traceback" in err
     assert err.splitlines()[-1] == "pyrovae: error: nope.npz: no such file: check the path"
+
+
+# ---- tables with missing cells, columns of different kinds
+
+
+@pytest.fixture
+def people(here):
+    """200 rows of a real, a positive, a count and a binary column, a fifth of the cells empty."""
+    rng = np.random.default_rng(0)
+    factor = rng.normal(size=200)
+    height, income = 170 + 8 * factor + rng.normal(size=200), np.exp(8 + factor + 0.3 * rng.normal(size=200))
+    cells = np.stack([height, income, rng.poisson(6, 200) + rng.poisson(9, 200), factor > rng.normal(size=200)], -1)
+    hidden = rng.random(cells.shape) < 0.2
+    rows = [
+        ["" if hide else value for value, hide in zip(*pair, strict=True)] for pair in zip(cells, hidden, strict=True)
+    ]
+    write_csv(here / "people.csv", ["height", "income", "visits", "smokes"], rows)
+    return cells, hidden
+
+
+def filled_cells(path):
+    return np.array([[float(value) for value in row.values()] for row in rows_of(path)])
+
+
+@pytest.mark.parametrize("likelihood", [[], ["--likelihood", "columns"]], ids=["masked", "columns"])
+def test_empty_cells_are_missing_and_can_be_filled(ok, people, likelihood):
+    cells, hidden = people
+    out = ok("fit", "people.csv", "--out", "run", "--epochs", 3, "--k", 5, *likelihood)
+    assert ("smokes  binary" in out) if likelihood else ("Masked(likelihood=Normal" in out)
+    ok("evaluate", "run", "--k", 5)
+    ok("encode", "run", "people.csv")
+    ok("score", "run", "people.csv", "--k", 5)
+    assert "cells filled" in ok("impute", "run", "people.csv", "--k", 20)
+    filled = filled_cells("filled.csv")
+    np.testing.assert_allclose(filled[~hidden], cells[~hidden], rtol=1e-6)
+    assert np.isfinite(filled).all()
+    ok("impute", "run", "people.csv", "--k", 20, "--draws", 3, "--out", "filled.npz")
+    with np.load("filled.npz") as arrays:
+        assert arrays["draws"].shape == (3, 200, 4)
+        assert (arrays["std"][~hidden] == 0).all()
+        assert (arrays["std"][hidden] > 0).mean() > 0.9
+    if likelihood:
+        assert (filled[:, 1] > 0).all()
+        assert set(filled[:, 3]) == {0.0, 1.0}
+
+
+def test_columns_by_hand(ok, people):
+    Path("run.toml").write_text("""
+data = "people.csv"
+epochs = 2
+k = 5
+[likelihood]
+type = "Columns"
+columns = [
+    {type = "Column", name = "height", likelihood = {partial = "StudentT"}, shift = 170.0, scale = 8.0},
+    {type = "Column", name = "income", likelihood = {partial = "Gamma"}, scale = 3000.0},
+    {type = "Column", name = "visits", likelihood = {partial = "Poisson"}},
+    {type = "Column", name = "smokes", likelihood = "bernoulli"},
+]
+""")
+    assert "income  positive  Gamma(shift=0, scale=3000)" in ok("fit", "--config", "run.toml", "--out", "run")
+    assert type(pv.load("run").model.likelihood) is pv.Columns
+
+
+def test_a_column_without_a_single_cell(refused, here):
+    write_csv(here / "empty.csv", ["a", "b"], [[i, ""] for i in range(30)])
+    refused(3, '"b"', "missing", call=["fit", "empty.csv"])
+    refused(3, "'b'", "missing", call=["fit", "empty.csv", "--likelihood", "columns"])
+
+
+def test_a_sum_of_objectives(ok, here):
+    ok("fit", "digits", "--epochs", 1, "--k", 5, "--objective", "elbo(beta=0) + 10 * mmd", "--out", "run")
+    ok("fit", "digits", "--epochs", 1, "--k", 5, "--objective", "factor-vae(net=mlp(hidden=[5]))", "--out", "other")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--posterior", "flow(transform=iaf(hidden=[50]), layers=2)"],
+        ["--prior", "flow(transform=neural-spline)"],
+        ["--prior", "exemplar(components=50)"],
+        ["--prior", "sphere-uniform", "--posterior", "von-mises-fisher"],
+        ["--prior", "dirichlet", "--posterior", "logistic-normal"],
+        ["--likelihood", "discretized-logistic(levels=17)"],
+    ],
+)
+def test_the_catalogue_by_name(ok, here, options):
+    ok("fit", "digits", "--epochs", 1, "--k", 5, "--latent", 3, "--out", "run", *options)
+    ok("evaluate", "run", "--k", 5)
+
+
+def test_supports_that_do_not_fit(refused, here):
+    refused(2, "site 'z'", "unit vectors", call=["fit", "digits", "--prior", "sphere-uniform"])
+    refused(2, "no inverse", call=["fit", "digits", "--prior", "flow(transform=planar)"])
+    refused(2, "2000 for 1500", call=["fit", "digits", "--prior", "exemplar(components=2000)"])

@@ -28,7 +28,27 @@ OBJECTS = {
     "ContinuousBernoulli": [pv.ContinuousBernoulli((1, 8, 8), context=2, net=pv.ResNet)],
     "Categorical": [pv.Categorical(5, context=2, classes=17)],
     "ELBO": [pv.ELBO(), pv.ELBO(beta=pv.Cyclical(cycles=2)), pv.ELBO(beta=4.0, sites=["z"])],
+    "Sum": [pv.ELBO(beta=0.0) + 10.0 * pv.MMD(), pv.Warmup() * pv.IWAE(2) + pv.ELBO()],
+    "FreeBits": [pv.FreeBits(), pv.FreeBits(nats=pv.Warmup(end=2.0), group=4)],
+    "SiteFreeBits": [pv.SiteFreeBits()],
+    "Capacity": [pv.Capacity(), pv.Capacity(gamma=30.0, capacity=pv.Warmup(over=0.5, end=25.0))],
     "IWAE": [pv.IWAE(k=5)],
+    "DReG": [pv.DReG(k=5)],
+    "STL": [pv.STL(k=5)],
+    "Renyi": [pv.Renyi(alpha=-1.0, k=5)],
+    "MIWAE": [pv.MIWAE(k=5, m=3)],
+    "CIWAE": [pv.CIWAE(k=5, beta=pv.Warmup())],
+    "PIWAE": [pv.PIWAE(k=5, m=3)],
+    "BetaTCVAE": [pv.BetaTCVAE(100), pv.BetaTCVAE(100, beta=pv.Warmup(end=6.0), sampling=pv.StratifiedSampling())],
+    "WeightedSampling": [pv.WeightedSampling()],
+    "StratifiedSampling": [pv.StratifiedSampling()],
+    "DIPVAE": [pv.DIPVAE(), pv.DIPVAE(off_diagonal=5.0)],
+    "DIPVAEII": [pv.DIPVAEII()],
+    "MMD": [pv.MMD(), pv.MMD(kernel=pv.RBF(2.0)), pv.MMD(kernel=pv.IMQ(scale=2.0))],
+    "RBF": [pv.RBF(2.0)],
+    "IMQ": [pv.IMQ()],
+    "FactorVAE": [pv.FactorVAE(3, gamma=10.0, net=pv.MLP)],
+    "AdversarialAutoencoder": [pv.AdversarialAutoencoder(3, net=functools.partial(pv.MLP, hidden=[5]))],
     "Warmup": [pv.Warmup(over=0.5, end=2.0)],
     "Cyclical": [pv.Cyclical(rise=0.25)],
     "Identity": [pv.Identity()],
@@ -49,7 +69,8 @@ NOT_A_PART = {"Conditional", "Head", "Scale", "Model", "Objective", "Preprocess"
 
 
 def exported_parts():
-    concrete = (pv.Conditional, pv.Model, pv.Objective, pv.Preprocess, pv.Scale)
+    """Those with no contract of their own in tests/test_contract.py, which describes and builds each conditional."""
+    concrete = (pv.Model, pv.Objective, pv.Preprocess, pv.Scale)
     classes = {n for n in pv.__all__ if isinstance(getattr(pv, n), type) and issubclass(getattr(pv, n), concrete)}
     return classes - NOT_A_PART
 
@@ -57,8 +78,9 @@ def exported_parts():
 def test_every_exported_part_can_be_named_and_is_tried_here():
     assert exported_parts() <= set(config.NAMES)
     assert exported_parts() <= set(OBJECTS) | BUILDERS
-    tried = {name for table in parts().values() for name in table} - set(parts()["activation"])
-    assert tried <= set(OBJECTS) | BUILDERS
+    conditionals = {name for role in ("prior", "posterior", "likelihood", "base") for name in parts()[role]}
+    elsewhere = conditionals | set(parts()["transform"]) | set(parts()["activation"])
+    assert {name for table in parts().values() for name in table} - elsewhere <= set(OBJECTS) | BUILDERS
 
 
 @pytest.mark.parametrize("obj", [*itertools.chain(*OBJECTS.values())], ids=lambda o: type(o).__name__)
@@ -198,6 +220,9 @@ def test_instances():
         ({"components": 3}, "prior", ["--prior", "type = NAME", "components"]),
         ("normal(scale=learnd-scale)", "likelihood", ["--scale", "did you mean 'learned-scale'"]),
         ("normal(scale=fixed(valu=3))", "likelihood", ["--likelihood.scale", "did you mean 'value'"]),
+        ("elbo - mmd", "objective", ["--objective", "elbo + 10 * mmd"]),
+        ("elbo + 3", "objective", ["--objective", "elbo + 3"]),
+        ("2 * elob", "objective", ["--objective", "did you mean 'elbo'"]),
         ("mlp(activation=rleu)", "net", ["--activation", "did you mean 'relu'", "leaky-relu"]),
     ],
 )
@@ -256,3 +281,24 @@ def test_missing_and_good_toml(tmp_path):
     path = tmp_path / "run.toml"
     path.write_text('epochs = 3\n[prior]\ntype = "Mixture"\n')
     assert read_toml(path, ("epochs", "prior")) == {"epochs": 3, "prior": {"type": "Mixture"}}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "elbo(beta=0) + 10 * mmd(kernel=rbf(scale=2))",
+        "elbo(beta=0) + mmd(kernel=rbf(scale=2)) * 10",
+        {"type": "Sum", "terms": ["elbo(beta=0)", {"type": "MMD", "kernel": "rbf(scale=2)"}], "weights": [1.0, 10]},
+    ],
+)
+def test_sum_of_objectives(text):
+    objective = instance(text, "objective")
+    elbo, mmd = objective.terms
+    assert (type(objective), type(elbo), type(mmd)) == (pv.Sum, pv.ELBO, pv.MMD)
+    assert (objective.weights, elbo.beta, mmd.kernel.scale) == ([1.0, 10], 0, 2)
+
+
+def test_objectives_are_given_what_only_the_run_knows():
+    objective = instance("warmup(over=0.5) * beta-tcvae + factor-vae(shape=3)", "objective", rows=100, shape=2)
+    assert isinstance(objective.weights[0], pv.Warmup)
+    assert [getattr(term, name) for term, name in zip(objective.terms, ("rows", "shape"), strict=True)] == [100, 3]

@@ -33,12 +33,37 @@ HEADS = {
     "Bernoulli": pv.Bernoulli,
     "ContinuousBernoulli": pv.ContinuousBernoulli,
     "Categorical": functools.partial(pv.Categorical, classes=3),
+    "Ordinal": functools.partial(pv.Ordinal, classes=3),
+    "Beta": pv.Beta,
+    "Kumaraswamy": pv.Kumaraswamy,
+    "Gamma": pv.Gamma,
+    "LogNormal": pv.LogNormal,
+    "VonMises": pv.VonMises,
+    "Poisson": pv.Poisson,
+    "NegativeBinomial": pv.NegativeBinomial,
+    "ZeroInflatedNegativeBinomial": pv.ZeroInflatedNegativeBinomial,
+    "DiscretizedLogistic": functools.partial(pv.DiscretizedLogistic, levels=8),
+    "DiscretizedLogisticMixture": functools.partial(pv.DiscretizedLogisticMixture, components=2, levels=8),
+    "CategoricalLevels": functools.partial(pv.CategoricalLevels, levels=8),
 }
 # events are vectors
 VECTORS = {
     f"Flow, {kind.__name__}": functools.partial(pv.Flow, transform=kind, layers=2)
     for kind in (pv.RealNVP, pv.MAF, pv.IAF, pv.NeuralSpline, pv.Planar, pv.Householder, pv.Sylvester)
-} | {"Flow, StudentT": functools.partial(pv.Flow, base=pv.StudentT, layers=1)}
+} | {
+    "Flow, StudentT": functools.partial(pv.Flow, base=pv.StudentT, layers=1),
+    "FullNormal": pv.FullNormal,
+    "LowRankNormal": functools.partial(pv.LowRankNormal, rank=2),
+    "Dirichlet": pv.Dirichlet,
+    "LogisticNormal": pv.LogisticNormal,
+    "VonMisesFisher": pv.VonMisesFisher,
+    "PowerSpherical": pv.PowerSpherical,
+    "Multinomial": functools.partial(pv.Multinomial, total=7),
+    "OneHotCategorical": pv.OneHotCategorical,
+    "Concrete": pv.Concrete,
+    "StraightThrough": functools.partial(pv.StraightThrough, temperature=1.0),
+    "Delta": pv.Delta,
+}
 WITHOUT_INVERSE = ("Flow, Planar", "Flow, Sylvester")  # they score their own draws alone
 PRIORS = {
     "StandardNormal": lambda shape: pv.StandardNormal(shape),
@@ -53,6 +78,11 @@ PRIORS = {
     "Laplace": lambda shape: pv.Laplace(shape),
     "StudentT": lambda shape: pv.StudentT(shape),
 }
+# priors of vectors of that size, or of as many variables
+SIZED = {
+    "SphereUniform": pv.SphereUniform,
+    "Autoregressive": lambda size: pv.Autoregressive((size, 4), hidden=(8,)),
+}
 REAL = ("Normal", "Laplace", "StudentT")
 # torch's Linear is a network too: a linear VAE
 NETWORKS = {"MLP": pv.MLP, "GatedMLP": pv.GatedMLP, "ConvNet": pv.ConvNet, "ResNet": pv.ResNet}
@@ -64,18 +94,18 @@ def test_the_table_holds_every_exported_part():
     conditionals = {
         n for n in parts if issubclass(getattr(pv, n), pv.Conditional) and not inspect.isabstract(getattr(pv, n))
     }
-    assert conditionals == {n.split(",")[0] for n in (*HEADS, *VECTORS, *PRIORS)}
+    assert conditionals == {n.split(",")[0] for n in (*HEADS, *VECTORS, *PRIORS, *SIZED)}
     assert {n for n in parts if getattr(pv, n).__module__.startswith("pyrovae.nn")} == set(NETWORKS)
     scales = {n for n in parts if issubclass(getattr(pv, n), pv.Scale) and not inspect.isabstract(getattr(pv, n))}
     assert scales == {n for n in NAMES if n.endswith("Scale")}
 
 
-PARTS = HEADS | VECTORS | {f"{n} (prior)": p for n, p in PRIORS.items()}
+PARTS = HEADS | VECTORS | {f"{n} (prior)": p for n, p in (PRIORS | SIZED).items()}
 
 
 def new(make, size):
     """A part of that size: a head is given a context."""
-    return make(size) if make in PRIORS.values() else make(size, context=2, net=small)
+    return make(size) if make in (*PRIORS.values(), *SIZED.values()) else make(size, context=2, net=small)
 
 
 def every(table):
@@ -104,7 +134,7 @@ def test_head_shapes(make, batch, shape, context):
     check_distribution(head(torch.randn(*batch, *context)), batch, shape)
 
 
-@every({n: p for n, p in (HEADS | VECTORS).items() if n not in WITHOUT_INVERSE})
+@every({n: p for n, p in (HEADS | VECTORS).items() if n not in (*WITHOUT_INVERSE, "Delta")})
 def test_leading_dimensions_agree(make, float64):
     head = new(make, 3).eval()
     context = torch.randn(4, 5, 2)
@@ -136,7 +166,16 @@ def test_prior_shapes(make, shape):
     check_distribution(make(shape)(None), (), (3,) if shape == 3 else shape)
 
 
-@every({n: p for n, p in PARTS.items() if n not in WITHOUT_INVERSE})
+@every(SIZED)
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_sized_prior_shapes(make, size):
+    prior = make(size)
+    event = (size, 4) if isinstance(prior, pv.Autoregressive) else (size,)
+    check_distribution(prior(), (), event)
+    check_distribution(prior(None), (), event)
+
+
+@every({n: p for n, p in PARTS.items() if n not in (*WITHOUT_INVERSE, "Delta", "SphereUniform (prior)")})
 def test_every_parameter_gets_a_gradient(make):
     part = new(make, 3)
     d = part(torch.randn(8, 2))
@@ -148,24 +187,35 @@ def test_every_parameter_gets_a_gradient(make):
         assert parameter.grad.abs().sum() > 0, name
 
 
+def element(support):
+    """The constraint on one number."""
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return support
+
+
 def mass(d):
     """The total probability of a one-dimensional distribution, by sum or by quadrature on a fine grid."""
-    support = d.support
-    while isinstance(support, dist.constraints.independent):
-        support = support.base_constraint
+    support = element(d.support)
     if support.is_discrete:
-        points = torch.arange(d.base_dist.enumerate_support().shape[0], dtype=torch.get_default_dtype())
-        return d.log_prob(points[:, None]).exp().sum()
+        counts = support is dist.constraints.nonnegative_integer
+        points = torch.arange(1_000_000.0) if counts else d.base_dist.enumerate_support()
+        return d.log_prob(points.reshape(-1, 1).to(torch.get_default_dtype())).exp().sum()
     t = torch.linspace(0, 1, 200_001)[1:-1]
-    if support is dist.constraints.unit_interval:
-        return torch.trapezoid(d.log_prob(t[:, None]).exp(), t)
+    low, high = (support.lower_bound, support.upper_bound) if hasattr(support, "upper_bound") else (0.0, 1.0)
+    if support.check(torch.tensor(0.5)) and not support.check(torch.tensor(9.0)):
+        x = low + (high - low) * t
+        return torch.trapezoid(d.log_prob(x[:, None]).exp(), x)
     u = (t * 2 - 1) * (1 - 1e-6)
-    x = u / (1 - u**2)  # the whole line, so that heavy tails are counted
-    jacobian = (1 + u**2) / (1 - u**2) ** 2
+    x, jacobian = u / (1 - u**2), (1 + u**2) / (1 - u**2) ** 2  # the whole line, so that heavy tails are counted
+    if not support.check(torch.tensor(-1.0)):
+        x, jacobian = x.exp().clamp(1e-30, 1e30), jacobian * x.exp()
+        inside = (x > 1e-30) & (x < 1e30)
+        return torch.trapezoid(torch.where(inside, d.log_prob(x[:, None]).exp() * jacobian, 0.0), u)
     return torch.trapezoid(d.log_prob(x[:, None]).exp() * jacobian, u)
 
 
-@every({n: p for n, p in PARTS.items() if n not in VECTORS})
+@every(HEADS | {f"{n} (prior)": p for n, p in PRIORS.items()})
 def test_density_integrates_to_one(make, float64):
     assert mass(new(make, 1).eval()(torch.zeros(2))).item() == pytest.approx(1.0, abs=1e-4)
 
@@ -324,11 +374,25 @@ def test_prior_works_in_plates(make):
 def data_for(likelihood, rows=8, shape=(1, 5, 6)):
     """Rows in the support of a likelihood."""
     generator = torch.Generator().manual_seed(0)
-    uniform = torch.rand(rows, *shape, generator=generator)
+    uniform = torch.rand(rows, *shape, generator=generator).clamp(0.01, 0.99)
+    vector = uniform / uniform.sum(-1, keepdim=True)
     family = likelihood.split(",")[0]
-    if family == "Categorical":
-        return (uniform * 3).floor()
-    return {"Bernoulli": (uniform > 0.5).float(), "ContinuousBernoulli": uniform}.get(family, uniform * 4 - 2)
+    values = {
+        "Bernoulli": uniform > 0.5,
+        "ContinuousBernoulli": uniform,
+        **dict.fromkeys(("Categorical", "Ordinal"), (uniform * 3).floor()),
+        **dict.fromkeys(("Beta", "Kumaraswamy", "Gamma", "LogNormal"), uniform),
+        **dict.fromkeys(
+            ("Poisson", "NegativeBinomial", "ZeroInflatedNegativeBinomial", "Multinomial"), (uniform * 9).floor()
+        ),
+        **dict.fromkeys(
+            ("DiscretizedLogistic", "DiscretizedLogisticMixture", "CategoricalLevels"), (uniform * 7).round() / 7
+        ),
+        **dict.fromkeys(("Dirichlet", "LogisticNormal"), vector),
+        **dict.fromkeys(("VonMisesFisher", "PowerSpherical"), vector / vector.norm(dim=-1, keepdim=True)),
+        "OneHotCategorical": vector == vector.max(-1, keepdim=True).values,
+    }
+    return values.get(family, uniform * 4 - 2).float()
 
 
 def make_vae(prior, likelihood, posterior, net, latent=2):

@@ -61,7 +61,7 @@ def fit(
     net: Annotated[
         str | None, _option("--net", "Network of both heads: gated-mlp (default), mlp, conv-net, res-net.")
     ] = None,
-    objective: Annotated[str | None, _option("--objective", "Such as 'elbo(beta=4)', 'iwae(k=5)'.")] = None,
+    objective: Annotated[str | None, _option("--objective", "Such as 'iwae(k=5)', 'elbo(beta=0) + 10 * mmd'.")] = None,
     preprocess: Annotated[
         str | None, _option("--preprocess", "Such as binarize, rescale; by default by the data.")
     ] = None,
@@ -167,6 +167,28 @@ def score(
     _positive("k", k)
     _positive("seed", seed, 0)
     using.score(run, data, _free(out, (".csv", ".npz"), overwrite=overwrite), k=k, seed=seed, label_column=label_column)
+
+
+@app.command()
+def impute(
+    run: RunArgument,
+    data: DataArgument,
+    out: Out = Path("filled.csv"),
+    draws: Annotated[int, typer.Option("--draws", help="Completions of every row, for .npz.")] = 10,
+    k: Draws = 1000,
+    seed: Seed = 0,
+    label_column: LabelColumn = None,
+    *,
+    overwrite: Overwrite = False,
+) -> None:
+    """Fill missing cells with their best guess, to .csv; with several completions and their spread, to .npz."""
+    from pyrovae.cli import using
+
+    for name, value in {"draws": draws, "k": k}.items():
+        _positive(name, value)
+    _positive("seed", seed, 0)
+    path = _free(out, (".csv", ".npz"), overwrite=overwrite)
+    using.impute(run, data, path, draws=draws, k=k, seed=seed, label_column=label_column)
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """``pyrovae fit``: from options to a run directory, in the order in which mistakes are cheapest to find."""
 
+import functools
 import inspect
 import json
 import math
@@ -20,20 +21,22 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from pyrovae import data as datasets
 from pyrovae import recipes, runs
 from pyrovae.cli import pictures
+from pyrovae.columns import Columns
 from pyrovae.config import constructor, instance, part, read_toml
 from pyrovae.data.gate import Schema
 from pyrovae.data.preprocess import Binarize, Identity, Preprocess, Rescale, Standardize, Threshold
 from pyrovae.data.rows import generator
-from pyrovae.errors import ConfigError, PyrovaeError
+from pyrovae.errors import ConfigError, DataError, PyrovaeError
 from pyrovae.evaluation import active_units, elbo_terms, log_marginal
 from pyrovae.fit import Callback, EarlyStopping, fit
 from pyrovae.graphs import LEVELS, PRECISIONS
+from pyrovae.missing import Masked
 from pyrovae.models import Model
 from pyrovae.nn import dims
 from pyrovae.priors import ExemplarPrior
 from pyrovae.spec import describe
 
-__all__ = ["Settings", "check_rows", "measure", "run", "settings", "test_rows"]
+__all__ = ["Settings", "check_rows", "in_columns", "measure", "run", "settings", "test_rows"]
 
 _TEST_NOISE = 777  # binarisation of test rows: once, the same for every model
 _ROWS_SEEN = 6_000_000
@@ -103,15 +106,20 @@ def run(chosen: Settings) -> None:
     Raises:
         PyrovaeError: of the kind its exit code says.
     """
-    net, objective = _net(chosen), part(chosen.objective, "objective")
+    net = _net(chosen)
+    with torch.random.fork_rng():
+        instance(chosen.objective, "objective", shape=1, rows=1)  # what is wrong with it is said before data are read
     prior, posterior = part(chosen.prior, "prior"), part(chosen.posterior, "posterior")
     likelihood = None if chosen.likelihood is None else part(chosen.likelihood, "likelihood")
     step = None if chosen.preprocess is None else instance(chosen.preprocess, "preprocess")
     with runs.claimed(_directory(chosen), overwrite=chosen.overwrite) as directory:
         source = datasets.load(chosen.data, label_column=chosen.label_column, seed=chosen.seed)
-        datasets.check_cells(source.train.x, source=source.train.source, columns=source.train.columns)
+        data = runs.fingerprint((source.train.x, source.test.x))
+        likelihood, source = _by_columns(likelihood, source)
+        train = source.train
+        datasets.check_cells(train.x, source=train.source, columns=train.columns, missing=datasets.Missing.CELLS)
         step = (_preprocess(source, likelihood) if step is None else step).fit(source.train.x)
-        seen = step(_tensor(source.train.x[:_ROWS_LOOKED_AT]), generator(chosen.seed, 1))
+        seen = _observed(step(_tensor(source.train.x[:_ROWS_LOOKED_AT]), generator(chosen.seed, 1)))
         likelihood = part(_likelihood(step, seen), "likelihood") if likelihood is None else likelihood
         latent = chosen.latent or _latent(source.train.x.shape[1:])
         with torch.random.fork_rng(), _refused():
@@ -124,10 +132,11 @@ def run(chosen: Settings) -> None:
                 posterior=posterior,
                 net=net,
                 exemplars=_exemplars(prior, step, source.train.x, chosen.seed),
+                missing=any(_incomplete(table) for table in (source.train, source.test)),
             )
-            objective = recipes.complete(objective, shape=latent, rows=len(source.train))
+            objective = instance(chosen.objective, "objective", shape=latent, rows=len(source.train))
         check_rows(model, step, source.test)
-        _train(chosen, model, objective, source, step, directory)
+        _train(chosen, model, objective, source, step, directory, data)
 
 
 def check_rows(model: Model, step: Preprocess, table: datasets.Table) -> None:
@@ -137,8 +146,27 @@ def check_rows(model: Model, step: Preprocess, table: datasets.Table) -> None:
         DataError: naming the first cell that is not.
     """
     noise, support = generator(_TEST_NOISE), model.decode(model.get_submodule("prior")().sample()[None]).support
-    columns, source = table.columns, table.source
-    datasets.check_cells(table.x, support, source=source, columns=columns, transform=lambda rows: step(rows, noise))
+    skips = isinstance(model.get_submodule("likelihood"), (Masked, Columns))
+    datasets.check_cells(
+        table.x,
+        support,
+        source=table.source,
+        columns=table.columns,
+        transform=lambda rows: step(rows, noise),
+        missing=datasets.Missing.COLUMNS if skips else datasets.Missing.REFUSED,
+    )
+
+
+def in_columns(columns: Columns, table: datasets.Table) -> datasets.Table:
+    """A table of numbers as a likelihood of its own for every column wants it: with codes for classes."""
+    import pandas as pd
+
+    names = [column.name for column in columns.columns]
+    frame = pd.DataFrame(np.asarray(table.x), columns=names if table.columns is None else list(table.columns))
+    try:
+        return replace(table, x=columns.to_array(frame), columns=tuple(names))
+    except DataError as error:
+        raise DataError(f"{table.source}: {error}") from error
 
 
 def _train(
@@ -148,6 +176,7 @@ def _train(
     source: datasets.DataSet,
     step: Preprocess,
     directory: Path,
+    data: str,
 ) -> None:
     epochs = chosen.epochs or min(300, max(20, round(_ROWS_SEEN / len(source.train))))
     rows, held_out = (source.train, None) if chosen.patience is None else datasets.split(source.train, 0.1, chosen.seed)
@@ -156,7 +185,7 @@ def _train(
     details: dict[str, Any] = {
         "schema": Schema.of(source.train).to_dict(),
         "settings": _plain(chosen),
-        "data": runs.fingerprint((source.train.x, source.test.x)),
+        "data": data,
     }
     try:
         history = fit(
@@ -277,12 +306,14 @@ def _directory(chosen: Settings) -> Path:
 
 def _preprocess(source: datasets.DataSet, likelihood: Callable[..., Any] | None) -> Preprocess:
     """A named data set knows its step, unless its bits are not what the likelihood wants; a file's follows from it."""
+    if getattr(likelihood, "func", likelihood) is Columns:
+        return Identity()  # each column brings its units
     support = None if likelihood is None else _support(likelihood, source.train.x.shape[1:])
     if source.preprocess != "Identity" and not (
         source.preprocess == "Binarize" and support not in (None, constraints.boolean)
     ):
         return instance(source.preprocess, "preprocess")
-    x = _tensor(source.train.x[:_ROWS_LOOKED_AT])
+    x = _observed(_tensor(source.train.x[:_ROWS_LOOKED_AT]))
     if support is not None and support is not constraints.real and bool(support.check(x).all()):
         return Identity()
     if x.dtype == torch.uint8 and x.max() > 1:
@@ -323,6 +354,34 @@ def _exemplars(prior: Callable[..., Any], step: Preprocess, x: np.ndarray, seed:
     return step(_tensor(x), generator(seed, 1)) if made_of_rows else None
 
 
+def _by_columns(
+    likelihood: Callable[..., Any] | None, source: datasets.DataSet
+) -> tuple[Callable[..., Any] | None, datasets.DataSet]:
+    """For a likelihood of columns: these, inferred where they are not given, and the tables as they want them."""
+    if getattr(likelihood, "func", likelihood) is not Columns:
+        return likelihood, source
+    import pandas as pd
+
+    train = source.train
+    if train.x.ndim != 2:
+        raise ConfigError(f"--likelihood: columns are those of a table, and rows of {source.name} are no vectors")
+    if isinstance(likelihood, functools.partial) and "columns" in likelihood.keywords:
+        columns = Columns(likelihood.keywords["columns"])
+    else:
+        names = [f"column {i}" for i in range(train.x.shape[1])] if train.columns is None else list(train.columns)
+        columns = Columns.infer(pd.DataFrame(np.asarray(train.x), columns=names))
+    print(columns)
+    tables = {name: in_columns(columns, getattr(source, name)) for name in ("train", "test")}
+    return functools.partial(Columns, columns=columns.columns), replace(source, preprocess="Identity", **tables)
+
+
+def _incomplete(table: datasets.Table) -> bool:
+    """Whether a cell is missing; only numbers with a fraction can be."""
+    return table.x.dtype.kind == "f" and any(
+        np.isnan(table.x[i : i + _ROWS_LOOKED_AT]).any() for i in range(0, len(table), _ROWS_LOOKED_AT)
+    )
+
+
 def _latent(shape: tuple[int, ...]) -> int:
     return max(1, min(40, math.prod(dims(shape)) // 2))
 
@@ -354,6 +413,8 @@ def _summary(table: Mapping[str, Any]) -> str:
 
 
 def _value(value: Any) -> str:
+    if isinstance(value, list) and value and isinstance(value[0], Mapping):
+        return f"[{len(value)}]"
     return _summary(value) if isinstance(value, Mapping) else str(value).lstrip("$")
 
 
@@ -375,6 +436,11 @@ def _plain(chosen: Settings) -> dict[str, Any]:
 
 def _tensor(x: np.ndarray) -> Tensor:
     return torch.tensor(np.asarray(x))
+
+
+def _observed(x: Tensor) -> Tensor:
+    """The cells that are there, if any is not."""
+    return x[~x.isnan()] if x.is_floating_point() and x.isnan().any() else x
 
 
 def _count(n: int, noun: str) -> str:

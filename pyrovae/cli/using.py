@@ -10,14 +10,16 @@ import torch
 from pyrovae import data as datasets
 from pyrovae import plots
 from pyrovae.cli.pictures import mean_samples
-from pyrovae.cli.training import check_rows, measure, test_rows
+from pyrovae.cli.training import check_rows, in_columns, measure, test_rows
+from pyrovae.columns import Columns
 from pyrovae.config import Run, load
 from pyrovae.errors import ConfigError, DataError, ModelFileError
 from pyrovae.evaluation import elbo_terms, log_marginal
+from pyrovae.evaluation import impute as fill
 from pyrovae.models import Model
 from pyrovae.runs import fingerprint, write
 
-__all__ = ["encode", "evaluate", "sample", "score"]
+__all__ = ["encode", "evaluate", "impute", "sample", "score"]
 
 
 def evaluate(run: Path, data: str | None, *, k: int, seed: int, label_column: str | None) -> None:
@@ -80,6 +82,31 @@ def score(run: Path, data: str, out: Path, *, k: int, seed: int, label_column: s
     print(f"{len(x):,} scores written to {out}; {marginal}")
 
 
+def impute(run: Path, data: str, out: Path, *, draws: int, k: int, seed: int, label_column: str | None) -> None:
+    """Write a table with its missing cells filled: with the best guesses to .csv, with completions as well to .npz."""
+    loaded = load(run)
+    table, model = _table(data, label_column, loaded), _model(loaded)
+    filled = fill(model, _seen(loaded, table), draws=draws, k=k, seed=seed)
+    likelihood, back = getattr(model, "likelihood", None), loaded.preprocess.inverse
+    guess = filled.mean.where(filled.mean.isfinite(), filled.mode)
+    if isinstance(likelihood, Columns):
+        classes = torch.tensor([column.categories is not None for column in likelihood.columns])
+        guess = guess.where(~classes, filled.mode)
+    print(filled)
+    if out.suffix == ".npz":
+        std = back(guess + filled.std) - back(guess)
+        columns = {"x": back(guess), "std": std, "draws": torch.stack([back(rows) for rows in filled.draws])}
+        _write(out, {name: value.numpy(force=True) for name, value in columns.items()})
+    elif isinstance(likelihood, Columns):
+        write(out, likelihood.to_frame(guess).to_csv(index=False).encode())
+    else:
+        given = np.asarray(table.x)
+        rows = np.where(np.isnan(given), back(guess).numpy(force=True), given).reshape(len(given), -1)
+        names = table.columns or [f"x_{i}" for i in range(rows.shape[1])]
+        _write(out, dict(zip(names, rows.T, strict=True)), index=False)
+    print(f"{len(guess):,} rows written to {out}")
+
+
 def _model(loaded: Run) -> Model:
     if not isinstance(loaded.model, Model):
         raise ModelFileError(f"{loaded.directory}: holds a {type(loaded.model).__name__}, which is no model")
@@ -115,22 +142,24 @@ def _own_test(loaded: Run) -> datasets.Table:
 
 def _seen(loaded: Run, table: datasets.Table) -> torch.Tensor:
     table = table if loaded.schema is None else loaded.schema.apply(table)
+    likelihood = getattr(loaded.model, "likelihood", None)
+    table = in_columns(likelihood, table) if isinstance(likelihood, Columns) else table
     check_rows(_model(loaded), loaded.preprocess, table)
     return test_rows(loaded.preprocess, table.x)
 
 
-def _write(out: Path, columns: Mapping[str, np.ndarray]) -> None:
+def _write(out: Path, columns: Mapping[str, np.ndarray], *, index: bool = True) -> None:
     buffer = io.BytesIO()
     if out.suffix == ".npz":
         np.savez(buffer, **columns)  # pyright: ignore[reportArgumentType]
     elif out.suffix == ".npy":
         np.save(buffer, next(iter(columns.values())))
     else:
-        _write_csv(buffer, columns)
+        _write_csv(buffer, columns, index=index)
     write(out, buffer.getvalue())
 
 
-def _write_csv(out: io.BytesIO, columns: Mapping[str, np.ndarray]) -> None:
+def _write_csv(out: io.BytesIO, columns: Mapping[str, np.ndarray], *, index: bool) -> None:
     import pandas as pd
 
     table = {}
@@ -139,4 +168,4 @@ def _write_csv(out: io.BytesIO, columns: Mapping[str, np.ndarray]) -> None:
         table |= {
             name if flat.shape[1] == 1 and values.ndim == 1 else f"{name}_{i}": flat[:, i] for i in range(flat.shape[1])
         }
-    pd.DataFrame(table).to_csv(out, index_label="row")
+    pd.DataFrame(table).to_csv(out, index=index, index_label="row" if index else None)

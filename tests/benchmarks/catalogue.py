@@ -1,7 +1,8 @@
 """Priors times posteriors on dynamically binarised MNIST, one budget: ``python tests/benchmarks/catalogue.py --out F``.
 
-Every pair is trained from the same seed for the same number of passes over the same batches, with networks of one size,
-and measured on the same binarisation of all test images. One JSON line for each finished run; finished runs are skipped.
+Every pair is trained from the same seed for the same number of passes over the same batches, with networks of one
+size, and measured on the same binarisation of all test images. One JSON line for each finished run; finished runs are
+skipped.
 """
 
 import argparse
@@ -86,7 +87,11 @@ def table(lines: list[dict[str, Any]]) -> str:
             ]
             gain = torch.stack(gains).mean(0) if gains else torch.zeros(2)
             error = gain.std().item() / math.sqrt(len(gain))
-            mean = {key: sum(f[key] for f in found) / len(found) for key in found[0] if isinstance(found[0][key], (int, float))}
+            mean = {
+                key: sum(run[key] for run in found) / len(found)
+                for key, value in found[0].items()
+                if isinstance(value, (int, float))
+            }
             out.append(
                 f"| {prior} | {posterior} | {mean['nll']:.2f} | {-gain.mean().item():+.2f} ± {error:.2f} | "
                 f"{mean['negative_elbo']:.2f} | {mean['rate']:.2f} | {mean['active']:.0f} | {mean['seconds']:.0f} |"
@@ -118,7 +123,8 @@ def main() -> None:
                 lines.append({"prior": prior, "posterior": posterior, "seed": seed} | budget | result)
                 with chosen.out.open("a") as file:
                     file.write(json.dumps(lines[-1]) + "\n")
-                print(f"{prior}, {posterior}, seed {seed}: {result['nll']:.2f} in {result['seconds']:.0f} s", flush=True)
+                took = f"{result['nll']:.2f} in {result['seconds']:.0f} s"
+                print(f"{prior}, {posterior}, seed {seed}: {took}", flush=True)
     print(table(lines))
 
 
