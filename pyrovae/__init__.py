@@ -67,6 +67,8 @@ from pyrovae.models import VAE, Model
 from pyrovae.nn import MLP, ConvNet, GatedMLP, ResNet
 from pyrovae.objectives import (
     CIWAE,
+    DIPVAE,
+    DIPVAEII,
     ELBO,
     IMQ,
     IWAE,
@@ -95,6 +97,8 @@ from pyrovae.refinement import Refined, refine
 
 __all__ = [
     "CIWAE",
+    "DIPVAE",
+    "DIPVAEII",
     "ELBO",
     "IAF",
     "IMQ",

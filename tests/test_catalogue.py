@@ -34,7 +34,7 @@ PLAIN = {name: make for name, make in (HEADS | VECTORS).items() if "," not in na
 POSTERIORS = [name for name in PLAIN if name != "Multinomial"]  # which scores a row given its sum: no density of rows
 LATENT_ALONE = ("Delta", "Concrete", "StraightThrough", *WITHOUT_INVERSE)  # a point, draws made for gradients
 LEARNED = [name for name in POSTERIORS if name not in LATENT_ALONE]
-ALONE = [name for name in (PRIORS | SIZED) if name not in HEADS]
+ALONE = [*(name for name in PRIORS if name not in HEADS), "SphereUniform", "Autoregressive"]
 
 
 def kind(name):

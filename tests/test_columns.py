@@ -159,7 +159,7 @@ def test_every_parameter_gets_a_gradient():
 
 def test_equal_likelihoods_are_one_head():
     p = Columns(TABLE, context=2)
-    assert [len(g.places) for g in p.groups] == [2, 1, 1, 1, 1, 1, 1, 1]
+    assert [len(places) for places in p.groups] == [2, 1, 1, 1, 1, 1, 1, 1]
     assert p.kinds == KINDS
     shared = functools.partial(pv.Normal, scale=pv.SharedScale)
     assert len(list(Columns({"a": shared, "b": shared})().base.parts)) == 1

@@ -13,6 +13,13 @@ from pyrovae.errors import ConfigError
 from pyrovae.spec import build, describe
 
 Q = pv.Normal(2, context=4)
+TABLE = pv.Columns(
+    [
+        pv.Column("size", pv.Normal, shift=170.0, scale=8.0),
+        pv.Column("city", functools.partial(pv.Categorical, classes=2), categories=["Bonn", "Rome"]),
+    ],
+    context=2,
+)
 OBJECTS = {
     "StandardNormal": [pv.StandardNormal(2), pv.StandardNormal((2, 3))],
     "Mixture": [pv.Mixture(2, components=5)],
@@ -59,10 +66,17 @@ OBJECTS = {
     "VAE": [
         pv.VAE(pv.StandardNormal(2), pv.Bernoulli(4, context=2), Q),
         pv.VAE(pv.VampPrior(Q, components=3), pv.Normal(4, context=2, scale=pv.OptimalScale), Q),
+        pv.VAE(
+            pv.StandardNormal(2),
+            pv.Masked(pv.Normal(4, context=2)),
+            pv.Normal(2, context=4, net=functools.partial(pv.MaskAware, net=pv.MLP)),
+        ),
+        pv.VAE(pv.StandardNormal(2), TABLE, pv.Normal(2, context=2, net=TABLE.encoder())),
     ],
 }
 BUILDERS = {  # described as arguments of a head, never alone
     *("MLP", "GatedMLP", "ConvNet", "ResNet", "Linear"),
+    *("MaskAware", "ColumnAware", "Column"),
     *("NetworkScale", "LearnedScale", "SharedScale", "FixedScale", "OptimalScale"),
 }
 NOT_A_PART = {"Conditional", "Head", "Scale", "Model", "Objective", "Preprocess"}  # abstract

@@ -78,10 +78,12 @@ PRIORS = {
     "Laplace": lambda shape: pv.Laplace(shape),
     "StudentT": lambda shape: pv.StudentT(shape),
 }
-# priors of vectors of that size, or of as many variables
+# without context: of vectors of that size, or of as many variables
 SIZED = {
     "SphereUniform": pv.SphereUniform,
     "Autoregressive": lambda size: pv.Autoregressive((size, 4), hidden=(8,)),
+    "Columns": lambda size: pv.Columns({f"column {i}": pv.Laplace for i in range(size)}),
+    "Masked": lambda size: pv.Masked(pv.Normal(size)),
 }
 REAL = ("Normal", "Laplace", "StudentT")
 # torch's Linear is a network too: a linear VAE

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyrovae.distributions.masked import MaskedCells
 from pyrovae.errors import ConfigError, DataError
-from pyrovae.evaluation.passes import Rows, _row_log_prob, chunks
+from pyrovae.evaluation.passes import Rows, row_log_prob, chunks
 from pyrovae.handlers import frozen, run, sample_sites
 
 __all__ = ["Imputation", "cell_log_prob", "conditional_log_prob", "impute"]
@@ -186,8 +186,8 @@ def _passes(model: Any, batch: tuple[Tensor, ...], k: int, size: int) -> Iterato
             raise ConfigError(
                 f"model: expected a likelihood that skips missing cells, found {found}: wrap it, Masked(...), and train"
             )
-        observed, latent = (_row_log_prob(model_trace, draws, rows, observed=o) for o in (True, False))
-        log_w = observed + latent - _row_log_prob(guide_trace, draws, rows, observed=False)
+        observed, latent = (row_log_prob(model_trace, draws, rows, observed=o) for o in (True, False))
+        log_w = observed + latent - row_log_prob(guide_trace, draws, rows, observed=False)
         yield log_w, site["fn"].expand(torch.Size((draws, rows)))
 
 

@@ -28,7 +28,7 @@ from pyrovae.graphs import (
 )
 from pyrovae.handlers import frozen, run, sample_sites
 
-__all__ = ["Rows", "as_tensor", "chunks", "log_probs", "scored"]
+__all__ = ["Rows", "as_tensor", "chunks", "log_probs", "row_log_prob", "scored"]
 
 Rows = Tensor | np.ndarray | Sequence[Any]
 _ROWS = 5  # of a full chunk, where there are more draws than that leaves room for
@@ -155,13 +155,18 @@ def log_probs(model: Any, *data: Tensor | None, k: int, precision: str = "float3
         model_trace, guide_trace = run(model, *data, particles=k)
     batch = len(data[0])  # pyright: ignore[reportArgumentType]
     return (
-        _row_log_prob(model_trace, k, batch, observed=True),
-        _row_log_prob(model_trace, k, batch, observed=False),
-        _row_log_prob(guide_trace, k, batch, observed=False),
+        row_log_prob(model_trace, k, batch, observed=True),
+        row_log_prob(model_trace, k, batch, observed=False),
+        row_log_prob(guide_trace, k, batch, observed=False),
     )
 
 
-def _row_log_prob(trace: poutine.Trace, k: int, batch: int, *, observed: bool) -> Tensor:
+def row_log_prob(trace: poutine.Trace, k: int, batch: int, *, observed: bool) -> Tensor:
+    """The sum over a trace's observed or latent sites, at scale 1, for every draw and row: shape ``(k, batch)``.
+
+    Raises:
+        ConfigError: for a site outside the batch plate, which belongs to no row.
+    """
     total: Any = 0.0
     for name, site in sample_sites(trace):
         if site["is_observed"] != observed:

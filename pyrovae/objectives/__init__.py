@@ -7,7 +7,7 @@ up and scale like numbers, ``ELBO(beta=0.0) + 10.0 * MMD()``, and take weights o
 
 from pyrovae.objectives.adversarial import AdversarialAutoencoder, FactorVAE
 from pyrovae.objectives.aggregate import (
-    DIPVAEI,
+    DIPVAE,
     DIPVAEII,
     IMQ,
     MMD,
@@ -26,7 +26,7 @@ from pyrovae.objectives.schedules import Cyclical, Schedule, Warmup
 
 __all__ = [
     "CIWAE",
-    "DIPVAEI",
+    "DIPVAE",
     "DIPVAEII",
     "ELBO",
     "IMQ",

@@ -18,7 +18,7 @@ from pyrovae.objectives.rate import Latent, differentiable, elements, one_pass
 from pyrovae.objectives.schedules import Schedule
 
 __all__ = [
-    "DIPVAEI",
+    "DIPVAE",
     "DIPVAEII",
     "IMQ",
     "MMD",
@@ -193,7 +193,7 @@ class _DIP(Objective):
         return average(drawn.rate() - drawn.reconstruction, weights) + mass(weights) * penalty
 
 
-class DIPVAEI(_DIP):
+class DIPVAE(_DIP):
     r"""``-ELBO + a sum_{i != j} C_ij^2 + b sum_i (C_ii - 1)^2`` with ``C = Cov_x(E_q(z|x) z)``.
 
     Args:
@@ -208,7 +208,7 @@ class DIPVAEI(_DIP):
     Example:
         >>> import pyrovae as pv
         >>> vae = pv.VAE(pv.StandardNormal(2), pv.Bernoulli(4, context=2), pv.Normal(2, context=4))
-        >>> loss = DIPVAEI(off_diagonal=5.0, diagonal=50.0)(vae, torch.ones(3, 4))
+        >>> loss = DIPVAE(off_diagonal=5.0, diagonal=50.0)(vae, torch.ones(3, 4))
     """
 
     def __init__(self, off_diagonal: Weight = 10.0, diagonal: Weight = 100.0, site: str = "z") -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pyrovae.errors import ConfigError
 from pyrovae.evaluation import log_weights
-from pyrovae.evaluation.passes import _row_log_prob
+from pyrovae.evaluation.passes import row_log_prob
 from pyrovae.handlers import detached, particle_plate, recorded, sample_sites
 from pyrovae.models import Model
 from pyrovae.objectives.objective import Objective, average, final, positive_int, rows, scaled
@@ -305,8 +305,8 @@ class _PathWeights:
             scored = poutine.trace(poutine.replay(model.model, trace=drawn)).get_trace(*data)
             with detached(model, noise):
                 fixed = poutine.trace(poutine.replay(model.guide, trace=drawn)).get_trace(*data)
-                log_q = _row_log_prob(fixed, k, count, observed=False)
-        observed, latent = (_row_log_prob(scored, k, count, observed=kind) for kind in (True, False))
+                log_q = row_log_prob(fixed, k, count, observed=False)
+        observed, latent = (row_log_prob(scored, k, count, observed=kind) for kind in (True, False))
         self.log_w = observed + latent - log_q
 
     def reweigh(self) -> None:

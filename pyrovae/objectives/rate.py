@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
 from pyrovae.errors import ConfigError
-from pyrovae.evaluation.passes import _row_log_prob
+from pyrovae.evaluation.passes import row_log_prob
 from pyrovae.handlers import run, sample_sites
 from pyrovae.objectives.objective import Objective, average, expectation, final, mass, positive_int, rows, scaled
 from pyrovae.objectives.schedules import Schedule, Warmup
@@ -211,7 +211,7 @@ def one_pass(model: Any, *data: Tensor | None) -> Pass:
         if name not in sites:
             raise ConfigError(f"site {name!r}: the guide draws it, the model has no such site")
         latents[name] = Latent(name, site["fn"], sites[name]["fn"], site["value"], site["mask"])
-    return Pass(_row_log_prob(model_trace, 1, count, observed=True)[0], latents)
+    return Pass(row_log_prob(model_trace, 1, count, observed=True)[0], latents)
 
 
 def differentiable(model: Any) -> Any:
