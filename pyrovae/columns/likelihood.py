@@ -39,8 +39,8 @@ class Columns(Head):
     Attributes:
         shape: number of columns.
         columns: the :class:`Column` objects.
-        kinds: of each column, ``"real"``, ``"positive"``, ``"count"``, ``"binary"``, ``"ordinal"``, ``"categorical"``, ``"angle"`` or
-            ``"fraction"``.
+        kinds: of each column: ``"real"``, ``"positive"``, ``"count"``, ``"binary"``, ``"ordinal"``, ``"categorical"``,
+            ``"angle"`` or ``"fraction"``.
         groups: places of the columns that share a head.
 
     Raises:
