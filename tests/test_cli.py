@@ -216,7 +216,6 @@ DATA = {
     "no rows": ("x.csv", lambda p: p.write_text("a,b\n"), "0 rows"),
     "zero rows": ("x.npy", lambda p: np.save(p, np.zeros((0, 3))), "(0, 3)"),
     "one row": ("x.npy", lambda p: np.save(p, TABLE[:1]), "1 row", "at least 2"),
-    "NaN": ("x.npy", with_cell(np.nan), "1 missing value", "column 1"),
     "inf": ("x.npy", with_cell(np.inf), "infinite", "column 1"),
     "-1e30": ("x.npy", with_cell(-1e30), "column 1"),
     "labels": ("x.npz", lambda p: np.savez(p, x=TABLE, y=np.arange(59)), "60 rows but 59 labels"),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyrovae.distributions.masked import MaskedCells
 from pyrovae.errors import ConfigError, DataError
-from pyrovae.evaluation.passes import Rows, row_log_prob, chunks
+from pyrovae.evaluation.passes import Rows, chunks, row_log_prob
 from pyrovae.handlers import frozen, run, sample_sites
 
 __all__ = ["Imputation", "cell_log_prob", "conditional_log_prob", "impute"]

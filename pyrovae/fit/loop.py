@@ -120,9 +120,9 @@ def fit(
     objective = ELBO() if objective is None else objective
     data = batches(x, y, batch_size=batch_size, preprocess=step, seed=(seed, _ORDER))
     loss: Any = objective if weights is None else _weigh(data, weights, objective)
-    critics = nn.ModuleList(networks(objective)).to(*_place(model))
     held_out = None if validation is None else _validation(validation, max(batch_size, 500), step, seed)
     optimizer = _optimizer(model, objective, optimizer)
+    critics = nn.ModuleList(networks(objective)).to(*_place(model))
     first, checked = _first(model, data), objective
     if weights is not None:
         *first, last = first
@@ -246,10 +246,10 @@ class _Loop:
 
     def _validate(self, data: Batches) -> float:
         """The objective's final form on the validation rows, with the same noise after every epoch."""
-        model, total = self.state.model, 0.0
+        model, total, place = self.state.model, 0.0, _place(self.state.model)
         with frozen(model, seed=_VALIDATION), mode(self.critics, training=False):
             for batch in data.epoch(0):
-                loss = reported(self.objective(model, *(_to(tensor, *_place(model)) for tensor in batch)))
+                loss = reported(self.objective(model, *(_to(tensor, *place) for tensor in batch)))
                 total += loss.item() * len(batch[0])
         return total / data.rows
 
