@@ -98,6 +98,7 @@ def test_in_plates(make):
 @everything
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_a_program_can_be_captured(make, training):
+    torch.manual_seed(0)
     head = make((3, 4), context=2, net=small).train(training)
     context = torch.randn(5, 2)
 
