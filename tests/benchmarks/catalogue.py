@@ -24,7 +24,7 @@ NET = functools.partial(pv.GatedMLP, hidden=(300, 300))
 PRIORS = {
     "standard": lambda q: pv.StandardNormal(LATENT),
     "mixture": lambda q: pv.Mixture(LATENT, components=300),
-    "VampPrior": lambda q: pv.VampPrior(q, components=300, bounds=(0.0, 1.0)),
+    "VampPrior": lambda q: pv.VampPrior(encoder(q), components=300, bounds=(0.0, 1.0)),
     "RealNVP": lambda q: pv.Flow(LATENT, transform=pv.RealNVP, layers=4),
 }
 POSTERIORS = {
@@ -32,6 +32,15 @@ POSTERIORS = {
     "IAF": functools.partial(pv.Flow, transform=functools.partial(pv.IAF, hidden=(320,)), layers=2),
     "Sylvester": functools.partial(pv.Flow, transform=functools.partial(pv.Sylvester, columns=16), layers=4),
 }
+
+
+def encoder(q: pv.Conditional) -> pv.Conditional:
+    """What the VampPrior mixes: the posterior, or, where that is a flow, a diagonal Gaussian with a network of its own.
+
+    A flow's density at the code of another image would be needed for every pair of image and component: 40 passes one
+    after the other for IAF, none at all for Sylvester, which has no inverse.
+    """
+    return q if isinstance(q, pv.Normal) else pv.Normal(LATENT, context=SHAPE, net=NET)
 
 
 def train(prior: str, posterior: str, seed: int, epochs: int, k: int, rows: int) -> dict[str, Any]:
