@@ -74,7 +74,7 @@ _ROLE_OF = {"terms": "objective", "weights": "schedule", "columns": "column"} | 
 }
 _ESTIMATORS = _named(Trace_ELBO, TraceMeanField_ELBO, TraceEnum_ELBO)
 NAMES: Parts = {name: thing for named in _ROLES.values() for name, thing in named.items()} | _ESTIMATORS
-NAMES |= _named(models.VAE, Masked, ColumnAware)
+NAMES |= _final(models.Model, models) | _named(Masked, ColumnAware)
 
 
 def parts() -> dict[str, Parts]:

@@ -19,11 +19,14 @@ __all__ = [
     "frozen",
     "mode",
     "particle_plate",
+    "reach",
     "recorded",
     "run",
     "sample_sites",
+    "statistics_kept",
     "stream",
     "temper",
+    "unguided",
     "weigh",
 ]
 
@@ -115,6 +118,60 @@ def run(model: Any, *data: Tensor | None, particles: int = 1) -> tuple[poutine.T
         return poutine.trace(poutine.replay(model.model, trace=guide)).get_trace(*data), guide
 
 
+def reach(program: Any, site: str, *data: Tensor | None, replay: poutine.Trace | None = None) -> poutine.Trace:
+    """One pass of a program up to a site, whose distribution is known then; nothing after it is run.
+
+    Args:
+        program: any.
+        site: its name; it is drawn, not scored.
+        *data: what the program is called with.
+        replay: a trace, whose draws are taken over.
+
+    Returns:
+        The trace; that of the whole program if it has no such site.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> def guide(x):
+        ...     y = pyro.sample("y", dist.Bernoulli(logits=x))
+        ...     raise AssertionError
+        >>> reach(guide, "y", torch.zeros(3)).nodes["y"]["fn"].mean
+        tensor([0.5000, 0.5000, 0.5000])
+    """
+    program = program if replay is None else poutine.replay(program, trace=replay)
+    with pyro.get_param_store().scope(), poutine.trace() as tracer, contextlib.suppress(_Reached), _Until(site):
+        program(*data)
+    return tracer.trace
+
+
+class _Reached(Exception):
+    """A site was reached."""
+
+
+class _Until(Messenger):
+    """Stops a program at a site."""
+
+    def __init__(self, site: str) -> None:
+        super().__init__()
+        self.site = site
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if msg["name"] == self.site:  # the trace around this has it already
+            raise _Reached
+
+
+def unguided(program: Any, *data: Tensor | None, particles: int = 1) -> poutine.Trace:
+    """One pass of a model by itself: latents are draws of the prior, whatever the data are.
+
+    Args:
+        program: the generative one of a model, with a batch plate at dimension -1.
+        *data: what it is called with.
+        particles: as in :func:`run`.
+    """
+    with pyro.get_param_store().scope(), particle_plate(particles):
+        return poutine.trace(program).get_trace(*data)
+
+
 def particle_plate(particles: int) -> Any:
     """The plate of draws at dimension -2; none for one draw."""
     return pyro.plate("particles", particles, dim=-2) if particles > 1 else contextlib.nullcontext()
@@ -148,7 +205,7 @@ def detached(model: Any, noise: Iterable[Any] = ()) -> Iterator[None]:
         >>> bool(torch.autograd.grad(y, z)[0] == layer.weight)
         True
     """
-    with _running_statistics_kept(model), _Detached(), _Played(iter(noise)):
+    with statistics_kept(model), _Detached(), _Played(iter(noise)):
         yield
 
 
@@ -215,8 +272,8 @@ def _draws(func: Any) -> bool:
 
 
 @contextlib.contextmanager
-def _running_statistics_kept(model: Any) -> Iterator[None]:
-    """Normalisation layers write into copies."""
+def statistics_kept(model: Any) -> Iterator[None]:
+    """Normalisation layers write their running statistics into copies, which are forgotten."""
     norms = [m for m in model.modules() if isinstance(m, _NormBase)] if isinstance(model, nn.Module) else []
     before = [(norm, dict(norm._buffers)) for norm in norms]
     for norm, buffers in before:

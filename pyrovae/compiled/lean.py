@@ -18,13 +18,14 @@ from pyrovae.objectives import ELBO
 __all__ = ["lean"]
 
 
-def lean(objective: Any) -> Any:
+def lean(objective: Any, model: Any) -> Any:
     """The objective with a leaner estimator where there is one that gives the same numbers; else the objective."""
-    if type(objective) is not ELBO or type(objective.estimator) is not Trace_ELBO:
+    if type(objective) is not ELBO:
         return objective
-    if objective.estimator.num_particles != 1:
+    estimator = objective.estimator_for(model)
+    if type(estimator) is not Trace_ELBO or estimator.num_particles != 1:
         return objective
-    return ELBO(objective.beta, _LeanELBO(objective.estimator), objective.sites)
+    return ELBO(objective.beta, _LeanELBO(estimator), objective.sites)
 
 
 class _Sites(Messenger):

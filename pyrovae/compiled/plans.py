@@ -43,7 +43,7 @@ class Eager(Plan):
     level = "eager"
 
     def __init__(self, gradients: Gradients) -> None:
-        self.gradients, self.objective = gradients, lean(gradients.objective)
+        self.gradients, self.objective = gradients, lean(gradients.objective, gradients.program)
         self.runs = 0
 
     def __call__(self, data: Sequence[Any], t: Tensor) -> Result:

@@ -47,6 +47,7 @@ class ArrayBatches(Batches):
         preprocess: from stored rows to the model's.
         seed: of order and noise.
         shuffle: a new order every pass.
+        mix: the rows of a pass otherwise than each of them once.
     """
 
     def __init__(
@@ -57,10 +58,11 @@ class ArrayBatches(Batches):
         seed: Sequence[int],
         *,
         shuffle: bool,
+        mix: "Mix | None" = None,
     ) -> None:
         self.sources = [_source(a) for a in arrays]
-        self.batch_size, self.preprocess, self.seed, self.shuffle = batch_size, preprocess, seed, shuffle
-        self.rows = len(arrays[0])
+        self.batch_size, self.preprocess, self.seed, self.shuffle, self.mix = batch_size, preprocess, seed, shuffle, mix
+        self.rows = len(arrays[0]) if mix is None else mix.rows
         self.steps = -(-self.rows // batch_size)
         cells = sum(max(1, math.prod(a.shape[1:])) for a in arrays) * batch_size
         self.block_size = max(1, _CELLS // cells) * batch_size
@@ -68,16 +70,68 @@ class ArrayBatches(Batches):
     def epoch(self, number: int) -> Iterator[tuple[Tensor, ...]]:
         """The batches of one pass."""
         order_rng, noise_rng = (generator(*self.seed, purpose, number) for purpose in (0, 1))
-        order = torch.randperm(self.rows, generator=order_rng) if self.shuffle else torch.arange(self.rows)
+        order = self._order(order_rng)
         for index in order.split(self.block_size):
             block = self._block(index, noise_rng)
             for start in range(0, len(index), self.batch_size):
                 yield tuple(rows[start : start + self.batch_size] for rows in block)
             del block  # so that its memory serves for the next
 
+    def _order(self, rng: torch.Generator) -> Tensor:
+        if self.mix is not None:
+            return self.mix(rng)
+        return torch.randperm(self.rows, generator=rng) if self.shuffle else torch.arange(self.rows)
+
     def _block(self, index: Tensor, noise_rng: torch.Generator) -> tuple[Tensor, ...]:
         x, *rest = (_gather(source, index) for source in self.sources)
         return self.preprocess(x, noise_rng), *rest
+
+
+class Mix:
+    """Passes whose batches all have the same number of labelled rows, in front of the others.
+
+    A pass goes once over the rows without a label; those with one are drawn without replacement until none is left,
+    and then anew, so that a few labels come again and again.
+
+    Args:
+        y: ints, negative where a label is missing, or numbers with NaN; shape ``(rows, ...)``.
+        share: of labelled rows in a batch, between 0 and 1.
+        batch_size: rows in a batch; the last of a pass has fewer of those without a label.
+
+    Attributes:
+        rows: of a pass, repeated ones counted.
+
+    Raises:
+        ConfigError: for a share that leaves no row of either kind in a batch.
+        DataError: without labelled, or without unlabelled rows.
+    """
+
+    def __init__(self, y: Tensor | np.ndarray, share: float, batch_size: int) -> None:
+        given = torch.as_tensor(np.asarray(y))
+        given = ~given.isnan() if given.is_floating_point() else given >= 0
+        given = given.flatten(1).all(1) if given.dim() > 1 else given
+        self.labelled, self.others = given.nonzero()[:, 0], (~given).nonzero()[:, 0]
+        if not len(self.labelled) or not len(self.others):
+            raise DataError(
+                f"labelled: expected rows with and without a label to mix, received {len(self.labelled)} with and "
+                f"{len(self.others)} without; leave the share out"
+            )
+        self.front = round(share * batch_size)
+        self.back = batch_size - self.front
+        if not 0 < self.front < batch_size:
+            raise ConfigError(
+                f"labelled: expected a share that puts rows of both kinds into a batch of {batch_size}, received "
+                f"{share!r}"
+            )
+        self.rows = len(self.others) + self.front * -(-len(self.others) // self.back)
+
+    def __call__(self, rng: torch.Generator) -> Tensor:
+        """The rows of one pass, batch after batch."""
+        others = self.others[torch.randperm(len(self.others), generator=rng)].split(self.back)
+        count, needed = len(self.labelled), self.front * len(others)
+        rounds = [torch.randperm(count, generator=rng) for _ in range(-(-needed // count))]
+        labelled = self.labelled[torch.cat(rounds)[:needed]].split(self.front)
+        return torch.cat([rows for pair in zip(labelled, others, strict=True) for rows in pair])
 
 
 class LoaderBatches(Batches):
@@ -112,6 +166,7 @@ def batches(
     preprocess: Preprocess | None = None,
     seed: Sequence[int] = (0,),
     shuffle: bool = True,
+    labelled: float | None = None,
 ) -> Batches:
     """Batches of whatever holds rows.
 
@@ -122,11 +177,15 @@ def batches(
         preprocess: from stored rows to the model's; None only converts to the floating type.
         seed: of order and noise; several ints make one seed.
         shuffle: a new order every pass.
+        labelled: share of rows with a label in every batch, see :class:`Mix`; None leaves that to chance.
 
     Raises:
+        ConfigError: for a share without labels to go by.
         DataError: without rows, or for arrays of different length.
     """
     step = Identity() if preprocess is None else preprocess
+    if labelled is not None and (y is None or isinstance(x, Dataset | DataLoader)):
+        raise ConfigError("labelled: expected x and y as arrays, whose labels say which rows have one")
     if isinstance(x, DataLoader):
         if y is not None:
             raise ConfigError("y: a DataLoader yields its own labels; pass (x, y) batches and leave y out")
@@ -140,7 +199,8 @@ def batches(
         raise DataError("x: expected at least one row, received none")
     if len({len(a) for a in arrays}) > 1:
         raise DataError(f"y: expected one entry for each of {len(arrays[0])} rows, received {len(arrays[1])}")
-    return ArrayBatches(arrays, batch_size, step, seed, shuffle=shuffle)
+    mix = None if labelled is None else Mix(arrays[1], labelled, batch_size)
+    return ArrayBatches(arrays, batch_size, step, seed, shuffle=shuffle, mix=mix)
 
 
 def generator(*seed: int) -> torch.Generator:

@@ -8,6 +8,7 @@ from pyrovae.evaluation.measures import (
     active_units,
     elbo_terms,
     log_marginal,
+    log_marginal_by_sampling,
     log_weights,
 )
 from pyrovae.evaluation.passes import Rows, as_tensor, chunks
@@ -26,5 +27,6 @@ __all__ = [
     "elbo_terms",
     "impute",
     "log_marginal",
+    "log_marginal_by_sampling",
     "log_weights",
 ]

@@ -26,9 +26,9 @@ from pyrovae.graphs import (
     half_products,
     kept,
 )
-from pyrovae.handlers import frozen, run, sample_sites
+from pyrovae.handlers import frozen, run, sample_sites, unguided
 
-__all__ = ["Rows", "as_tensor", "chunks", "log_probs", "row_log_prob", "scored"]
+__all__ = ["Rows", "as_tensor", "chunks", "log_probs", "prior_log_prob", "row_log_prob", "scored"]
 
 Rows = Tensor | np.ndarray | Sequence[Any]
 _ROWS = 5  # of a full chunk, where there are more draws than that leaves room for
@@ -56,9 +56,17 @@ def as_tensor(model: Any, rows: Rows) -> Tensor:
 
 
 def scored(
-    model: Any, x: Rows, c: Rows | None, k: int, seed: int, chunk_size: int, precision: str, compile: str
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """The three log-probabilities, each ``(k, rows)``, of chunks of rows in as many passes as the chunk size asks.
+    score: Callable[..., tuple[Tensor, ...]],
+    model: Any,
+    x: Rows,
+    c: Rows | None,
+    k: int,
+    seed: int,
+    chunk_size: int,
+    precision: str,
+    compile: str,
+) -> Iterator[tuple[Tensor, ...]]:
+    """What ``score`` gives, each ``(k, rows)``, of chunks of rows in as many passes as the chunk size asks.
 
     Pyro's validation reads every parameter of every draw, which costs as much as scoring. With several draws it sees
     one of every row beforehand, and the others only where a result is not a number.
@@ -70,7 +78,7 @@ def scored(
     if compile not in LEVELS:
         raise ConfigError(f"compile: expected one of {', '.join(LEVELS)}, received {compile!r}")
     draws = min(k, max(1, chunk_size // _ROWS))  # of one row in one pass: several rows share their noise-free parts
-    score_batch = functools.partial(log_probs, model, precision=precision)
+    score_batch = functools.partial(score, model, precision=precision)
     if k > 1 and dist.is_validation_enabled():
         with frozen(model, seed):
             for batch in chunks(model, chunk_size, x, c):
@@ -79,8 +87,7 @@ def scored(
     with frozen(model, seed):
         for batch in chunks(model, max(1, chunk_size // draws), x, c):
             passes = [score_pass(*batch, k=min(draws, k - done)) for done in range(0, k, draws)]
-            observed, latent, guide = (torch.cat(parts) for parts in zip(*passes, strict=True))
-            yield observed, latent, guide
+            yield tuple(torch.cat(parts) for parts in zip(*passes, strict=True))
 
 
 def _level(wanted: str, model: Any, samples: int) -> str:
@@ -159,6 +166,13 @@ def log_probs(model: Any, *data: Tensor | None, k: int, precision: str = "float3
         row_log_prob(model_trace, k, batch, observed=False),
         row_log_prob(guide_trace, k, batch, observed=False),
     )
+
+
+def prior_log_prob(model: Any, *data: Tensor | None, k: int, precision: str = "float32") -> tuple[Tensor]:
+    """Log p(x|z) of draws from the prior, shape ``(k, batch)``."""
+    with half_products() if precision == "bf16" else contextlib.nullcontext():
+        trace = unguided(model.model, *data, particles=k)
+    return (row_log_prob(trace, k, len(data[0]), observed=True),)  # pyright: ignore[reportArgumentType]
 
 
 def row_log_prob(trace: poutine.Trace, k: int, batch: int, *, observed: bool) -> Tensor:

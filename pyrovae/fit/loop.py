@@ -51,6 +51,7 @@ def fit(
     validation: Any = None,
     preprocess: Preprocess | None = None,
     weights: Any = None,
+    labelled: float | None = None,
     clip: float | None = None,
     callbacks: Sequence[Callback] = (),
     seed: int = 0,
@@ -70,7 +71,7 @@ def fit(
         model: a :class:`pyrovae.Model`, or any module with Pyro programs ``model`` and ``guide`` over its parameters.
         x: rows ``(rows, *shape)``: array, tensor, memory-mapped ``.npy``, :class:`pyrovae.data.Table`, ``Dataset`` or
             ``DataLoader``. Integers stay as they are stored and are converted batch by batch.
-        y: second argument of both programs, such as a context, one entry per row.
+        y: second argument of both programs, one entry per row: a context, or labels, -1 or NaN where they are missing.
         objective: called as ``objective(model, *batch)``, a loss in nats per row; None is ``ELBO()``. Networks that it
             brings with it, such as a critic, are trained along.
         optimizer: a torch optimizer over the model's parameters and the objective's, or a function of them; None is
@@ -84,6 +85,8 @@ def fit(
         preprocess: declared step from stored rows to the model's, such as ``Binarize()``.
         weights: one for each row of x, from 0, such as inverse sampling probabilities; the objective is then called
             with ``weights=`` and says what they do. A row's weight goes with it into its batch; validation has none.
+        labelled: share of each batch that rows with a label make up, such as 0.5; a pass is then one over the rows
+            without, and the others come as often as that takes. None leaves the share to chance.
         clip: largest gradient norm over all parameters together.
         callbacks: :class:`Callback` objects, such as ``EarlyStopping()``.
         seed: of everything random here; the model's initial weights are drawn before.
@@ -118,7 +121,7 @@ def fit(
     if device is not None:
         model.to(device)
     objective = ELBO() if objective is None else objective
-    data = batches(x, y, batch_size=batch_size, preprocess=step, seed=(seed, _ORDER))
+    data = batches(x, y, batch_size=batch_size, preprocess=step, seed=(seed, _ORDER), labelled=labelled)
     loss: Any = objective if weights is None else _weigh(data, weights, objective)
     held_out = None if validation is None else _validation(validation, max(batch_size, 500), step, seed)
     optimizer = _optimizer(model, objective, optimizer)
@@ -283,8 +286,9 @@ def _weigh(data: Batches, weights: Any, objective: Any) -> Weighted:
         values = np.array(given, dtype=np.float64)
     except (TypeError, ValueError):
         raise ConfigError(f"weights: expected numbers, received {type(weights).__name__}") from None
-    if values.shape != (data.rows,):
-        raise ConfigError(f"weights: expected one for each of {data.rows} rows, received the shape {values.shape}")
+    rows = len(data.sources[0])
+    if values.shape != (rows,):
+        raise ConfigError(f"weights: expected one for each of {rows} rows, received the shape {values.shape}")
     bad = ~(np.isfinite(values) & (values >= 0))
     if bad.any():
         raise ConfigError(f"weights: expected finite numbers from 0, received {values[bad][0]} for row {bad.argmax()}")

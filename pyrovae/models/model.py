@@ -1,4 +1,4 @@
-"""The graphs: each model is a pair of short Pyro programs over conditional distributions."""
+"""What every model is: two Pyro programs, and what can be asked of them."""
 
 import abc
 import copy
@@ -8,16 +8,15 @@ from typing import Any, ClassVar
 import pyro
 import torch
 from pyro.distributions import TorchDistribution
-from pyro.nn import PyroModule, pyro_method
+from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from pyrovae.conditional import Conditional
 from pyrovae.distributions import center
 from pyrovae.errors import ConfigError
 from pyrovae.evaluation import Rows, as_tensor, log_marginal
 from pyrovae.handlers import frozen
 
-__all__ = ["VAE", "Model"]
+__all__ = ["Model"]
 
 _serial = itertools.count()
 
@@ -39,15 +38,18 @@ class Model(PyroModule, abc.ABC, metaclass=_ModelMeta):
     Attributes:
         guide_parts: names of the attributes that hold the guide's parts, such as ``("posterior",)``, for objectives
             that train the guide otherwise than the model.
+        enumerated: names of the guide's discrete sites that are marked ``infer={"enumerate": "parallel"}``; ``ELBO()``
+            then sums over all their values instead of drawing one.
     """
 
     guide_parts: ClassVar[tuple[str, ...]] = ()
+    enumerated: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         super().__init__(f"{type(self).__name__}_{next(_serial)}")
 
     @abc.abstractmethod
-    def model(self, x: Tensor | None = None, c: Tensor | None = None, *, n: int = 1) -> Tensor:
+    def model(self, x: Tensor | None = None, c: Tensor | None = None, /, *, n: int = 1) -> Tensor:
         """The generative program p(x, z | c).
 
         Args:
@@ -60,7 +62,7 @@ class Model(PyroModule, abc.ABC, metaclass=_ModelMeta):
         """
 
     @abc.abstractmethod
-    def guide(self, x: Tensor, c: Tensor | None = None) -> Any:
+    def guide(self, x: Tensor, c: Tensor | None = None, /) -> Any:
         """The inference program q(z | x, c); arguments as in ``model``."""
 
     @abc.abstractmethod
@@ -159,60 +161,3 @@ class Model(PyroModule, abc.ABC, metaclass=_ModelMeta):
         vars(twin).update(copy.deepcopy(vars(self), memo))
         twin._pyro_set_supermodule(f"{type(self).__name__}_{next(_serial)}", twin._pyro_context)
         return twin
-
-
-class VAE(Model):
-    r"""Variational autoencoder: ``z ~ p(z|c)``, ``x ~ p(x|z, c)``, with guide ``q(z|x, c)``.
-
-    The decoder is the likelihood p(x|z) and the encoder the posterior q(z|x). Training maximises
-    ``ELBO = E_q log p(x|z) - KL(q(z|x) || p(z)) <= log p(x)``.
-
-    Args:
-        prior: p(z) or p(z|c).
-        likelihood: p(x|z) or p(x|z, c).
-        posterior: q(z|x) or q(z|x, c).
-
-    References:
-        Auto-encoding variational Bayes (Kingma and Welling, 2014)
-
-    Example:
-        >>> import pyrovae as pv
-        >>> vae = pv.VAE(
-        ...     prior=pv.StandardNormal(2),
-        ...     likelihood=pv.Bernoulli(784, context=2),
-        ...     posterior=pv.Normal(2, context=784),
-        ... )
-        >>> vae.sample(3).shape
-        torch.Size([3, 784])
-    """
-
-    guide_parts = ("posterior",)
-
-    def __init__(self, prior: Conditional, likelihood: Conditional, posterior: Conditional) -> None:
-        super().__init__()
-        self.prior, self.likelihood, self.posterior = prior, likelihood, posterior
-
-    @pyro_method
-    def model(self, x: Tensor | None = None, c: Tensor | None = None, *, n: int = 1) -> Tensor:
-        """The generative program p(x, z | c)."""
-        with pyro.plate("batch", n if x is None else len(x)):
-            z = pyro.sample("z", self.prior(c))
-            return pyro.sample("x", self.likelihood(z, c), obs=x)
-
-    @pyro_method
-    def guide(self, x: Tensor, c: Tensor | None = None) -> None:
-        """The inference program q(z | x, c)."""
-        with pyro.plate("batch", len(x)):
-            pyro.sample("z", self.posterior(x, c))
-
-    def encode(self, x: Rows, c: Rows | None = None) -> TorchDistribution:
-        """The distribution q(z | x, c), batch shape ``(batch,)``."""
-        return self._apply_part(self.posterior, x, c)
-
-    def decode(self, z: Rows, c: Rows | None = None) -> TorchDistribution:
-        """The distribution p(x | z, c), batch shape as of z."""
-        return self._apply_part(self.likelihood, z, c)
-
-    def _apply_part(self, part: Conditional, *context: Rows | None) -> TorchDistribution:
-        with frozen(self):
-            return part(*(None if c is None else as_tensor(self, c) for c in context))

@@ -18,8 +18,10 @@ from pyrovae.objectives.aggregate import (
     StratifiedSampling,
     WeightedSampling,
 )
+from pyrovae.objectives.conditional import GSNN, Hybrid
 from pyrovae.objectives.elbo import ELBO
 from pyrovae.objectives.importance import CIWAE, IWAE, MIWAE, PIWAE, STL, DReG, Renyi
+from pyrovae.objectives.labels import Classification, LabelEntropy, LabelMarginal, VirtualAdversarial
 from pyrovae.objectives.objective import Objective, Sum, average, expectation, reported
 from pyrovae.objectives.rate import Capacity, FreeBits, SiteFreeBits
 from pyrovae.objectives.schedules import Cyclical, Schedule, Warmup
@@ -29,6 +31,7 @@ __all__ = [
     "DIPVAE",
     "DIPVAEII",
     "ELBO",
+    "GSNN",
     "IMQ",
     "IWAE",
     "MIWAE",
@@ -39,11 +42,15 @@ __all__ = [
     "AdversarialAutoencoder",
     "BetaTCVAE",
     "Capacity",
+    "Classification",
     "Cyclical",
     "DReG",
     "FactorVAE",
     "FreeBits",
+    "Hybrid",
     "Kernel",
+    "LabelEntropy",
+    "LabelMarginal",
     "Objective",
     "Renyi",
     "Sampling",
@@ -51,6 +58,7 @@ __all__ = [
     "SiteFreeBits",
     "StratifiedSampling",
     "Sum",
+    "VirtualAdversarial",
     "Warmup",
     "WeightedSampling",
     "average",

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from typing import Any, ClassVar
 
 import pyro
-from pyro.infer import Trace_ELBO
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from torch import Tensor
 
 from pyrovae.errors import ConfigError
@@ -22,7 +22,8 @@ class ELBO(Objective):
     Args:
         beta: weight of the KL term, a number or a schedule.
         estimator: one of Pyro's ELBOs with ``differentiable_loss``; ``TraceMeanField_ELBO(max_plate_nesting=1)`` takes
-            the KL analytically where there is a closed form.
+            the KL analytically where there is a closed form; None is ``TraceEnum_ELBO`` for a model that enumerates,
+            else ``Trace_ELBO``.
         sites: names of the sites beta applies to; None for every latent site.
 
     Raises:
@@ -49,8 +50,7 @@ class ELBO(Objective):
     ) -> None:
         if isinstance(beta, (int, float)) and not 0 <= beta < math.inf:
             raise ConfigError(f"beta: expected a number from 0, received {beta!r}")
-        self.beta, self.sites = beta, sites
-        self.estimator = Trace_ELBO(max_plate_nesting=1) if estimator is None else estimator
+        self.beta, self.estimator, self.sites = beta, estimator, sites
 
     def __call__(self, model: Any, *data: Tensor | None, weights: Tensor | None = None) -> Tensor:
         """Minus the (weighted) ELBO, nats per row."""
@@ -63,4 +63,10 @@ class ELBO(Objective):
                 raise ConfigError(f"weights: expected one for each of {count} rows, received {tuple(weights.shape)}")
             program, guide = weigh(weights)(program), weigh(weights)(guide)
         with pyro.get_param_store().scope():
-            return self.estimator.differentiable_loss(program, guide, *data) / count
+            return self.estimator_for(model).differentiable_loss(program, guide, *data) / count
+
+    def estimator_for(self, model: Any) -> Any:
+        """The estimator that is used for a model."""
+        if self.estimator is not None:
+            return self.estimator
+        return (TraceEnum_ELBO if getattr(model, "enumerated", ()) else Trace_ELBO)(max_plate_nesting=1)

@@ -21,7 +21,17 @@ from pyrovae.handlers import run, sample_sites
 from pyrovae.objectives.objective import Objective, average, expectation, final, mass, positive_int, rows, scaled
 from pyrovae.objectives.schedules import Schedule, Warmup
 
-__all__ = ["Capacity", "FreeBits", "Latent", "Pass", "SiteFreeBits", "differentiable", "elements", "one_pass"]
+__all__ = [
+    "Capacity",
+    "FreeBits",
+    "Latent",
+    "Pass",
+    "SiteFreeBits",
+    "differentiable",
+    "elements",
+    "one_pass",
+    "reparameterised",
+]
 
 _RISING = Warmup(over=0.5, end=25.0)
 
@@ -216,15 +226,21 @@ def one_pass(model: Any, *data: Tensor | None) -> Pass:
 
 def differentiable(model: Any) -> Any:
     """The same programs, with a guide that refuses latents through which no gradient passes."""
-    return SimpleNamespace(model=model.model, guide=_Reparameterised()(model.guide))
+    return SimpleNamespace(model=model.model, guide=reparameterised(model.guide))
+
+
+def reparameterised(program: Any) -> Any:
+    """The same program, which refuses latents through which no gradient passes."""
+    return _Reparameterised()(program)
 
 
 class _Reparameterised(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"] or poutine.util.site_is_subsample(msg) or msg["fn"].has_rsample:
             return
+        received = type(msg["fn"]).__name__
         raise ConfigError(
-            f"site {msg['name']!r}: expected a reparameterised posterior, received {type(msg['fn']).__name__}, through "
+            f"site {msg['name']!r}: expected a distribution with reparameterised draws, received {received}, through "
             "whose draws no gradient passes; pyrovae.ELBO takes score functions or, with TraceEnum_ELBO, sums"
         )
 
