@@ -754,6 +754,20 @@ def test_a_compiler_that_fails(monkeypatch):
     assert step.level == "replay"
 
 
+def test_a_compiled_step_with_other_numbers_is_replayed(monkeypatch):
+    """Where a program divides by what is nearly 0, another order of sums is another result."""
+    monkeypatch.setattr("pyrovae.compiled.step.compiler", lambda device: "g++")
+
+    def careless(graph, inputs):
+        return lambda *given: [out * 1.01 if out.is_floating_point() else out for out in graph.forward(*given)]
+
+    monkeypatch.setattr("pyrovae.graphs.function.compile_graph", careless)
+    step = step_of(Program(), pv.ELBO(), "compiled")
+    with pytest.warns(UserWarning, match="replayed instead: loss or gradients differ"):
+        step(torch.randn(5, 6))
+    assert step.level == "replay"
+
+
 @pytest.mark.parametrize(("steps", "level"), [(3, "eager"), (20_000, "replay"), (10**6, "compiled"), (None, "eager")])
 def test_auto_weighs_costs(monkeypatch, steps, level):
     """By the numbers of the job alone, so that the same run makes the same choice."""
