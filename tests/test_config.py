@@ -79,7 +79,7 @@ BUILDERS = {  # described as arguments of a head, never alone
     *("MaskAware", "ColumnAware", "Column"),
     *("NetworkScale", "LearnedScale", "SharedScale", "FixedScale", "OptimalScale"),
 }
-NOT_A_PART = {"Conditional", "Head", "Scale", "Model", "Objective", "Preprocess"}  # abstract
+NOT_A_PART = {"Conditional", "Head", "Labelled", "Scale", "Model", "Objective", "Preprocess"}  # abstract
 
 
 def exported_parts():

@@ -138,7 +138,8 @@ def test_empty_file(tmp_path, name):
         ("a.npy.gz", gzip.compress(npy_bytes(X)), ["gunzip"]),
         ("a.csv.gz", gzip.compress(gzip.compress(b"a\n1\n")), ["gzipped twice"]),
         ("a.txt", b"a,b\n1,2\n", ["unknown kind", ".csv"]),
-        ("a.parquet", b"PAR1xxxxPAR1", ["Parquet", "save"]),
+        ("a.parquet", b"PAR1xxxxPAR1", ["truncated or damaged"]),
+        ("a.csv", b"PAR1xxxxPAR1", ["named like text (CSV)", "Parquet"]),
         ("a.png", b"\x89PNG\r\n\x1a\n", ["PNG"]),
         ("a.h5", b"\x89HDF\r\n\x1a\n", ["HDF5"]),
     ],
@@ -522,6 +523,97 @@ def test_csv_error_beyond_the_first_block(tmp_path):
     refused("row 200000 (line 200002)")(put(tmp_path, "t.csv", "\n".join(lines)))
 
 
+# ---- texts, Parquet --------------------------------------------------------------------------------------------------
+
+PEOPLE = 'age,city,smokes,grade,kind\n31,Rome,yes,1,a\n,"New, York",,2,b\n64.5,,no,1,\n nan,Rome,nan,,a\n'
+
+
+def same_tables(a, b):
+    np.testing.assert_array_equal(a.x, b.x)
+    assert (a.columns, a.texts) == (b.columns, b.texts)
+    assert a.y.tolist() == b.y.tolist()
+
+
+def test_texts_become_their_places_in_sorted_order(tmp_path):
+    table = read(put(tmp_path, "t.csv", PEOPLE), label_column="kind", texts=())
+    nan = np.nan
+    np.testing.assert_array_equal(table.x, [[31, 1, 1, 1], [nan, 0, nan, 2], [64.5, nan, 0, 1], [nan, 1, nan, nan]])
+    assert table.x.dtype == np.float32
+    assert table.texts == {"city": ("New, York", "Rome"), "smokes": ("no", "yes")}
+    assert table.y.tolist() == ["a", "b", "", "a"]
+    part = table.take(np.array([2, 0])).take(slice(1, 2))
+    assert part.texts == table.texts
+    assert list(part.rows) == [0]
+
+
+def test_named_columns_are_texts_whatever_they_look_like(tmp_path):
+    table = read(put(tmp_path, "t.csv", PEOPLE), texts=["grade", "absent"])
+    assert table.texts == {
+        "city": ("New, York", "Rome"), "smokes": ("no", "yes"), "grade": ("1", "2"), "kind": ("a", "b"),
+    }  # fmt: skip
+    np.testing.assert_array_equal(table.x[:, 3], [0, 1, 0, np.nan])
+    empty = read(put(tmp_path, "e.csv", "a,b\n1,\n2,\n"), texts=["b"])
+    assert np.isnan(empty.x[:, 1]).all()
+    assert empty.texts == {"b": ()}
+
+
+def test_a_table_of_numbers_is_the_same_with_texts_allowed(tmp_path):
+    path = put(tmp_path, "t.csv", "a,b\n1,\n2.5,-3e2\n")
+    one, other = read(path), read(path, texts=())
+    np.testing.assert_array_equal(one.x, other.x)
+    assert one.texts is None
+    assert other.texts is None
+
+
+def test_texts_over_several_blocks(tmp_path):
+    words = np.array(["c", "a", "b"])[np.arange(200_000) % 3]
+    lines = [f"{i},{word}" for i, word in enumerate(words)]
+    table = read(put(tmp_path, "t.csv", "\n".join(["n,word", *lines])), texts=())
+    assert table.texts == {"word": ("a", "b", "c")}
+    assert (np.array(table.texts["word"])[table.x[:, 1].astype(int)] == words).all()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("a,b\n1,x\n2\n", ["line 3", "1 cells", "header has 2"]),
+        ("a,b\n1,x\n2,y\nold,z\n", ['column "a", row 2 (line 4): "old" is not a number, as most cells']),
+        ("a\n" + "x" * 300 + "\n", ["line 2", "300 letters"]),
+    ],
+)
+def test_texts_are_read_strictly(tmp_path, content, words):
+    refused("t.csv", *words)(put(tmp_path, "t.csv", content), texts=())
+
+
+def test_parquet_and_csv_give_the_same_table(tmp_path):
+    import pandas as pd
+
+    path = put(tmp_path, "t.csv", PEOPLE)
+    frame = pd.read_csv(path, skipinitialspace=True)
+    frame.astype({"city": "category"}).to_parquet(tmp_path / "t.parquet")
+    same_tables(*(read(tmp_path / f"t.{kind}", label_column="kind", texts=()) for kind in ("csv", "parquet")))
+    refused('column "city"', "expected numbers")(tmp_path / "t.parquet", label_column="kind")
+
+
+def test_numbers_and_truth_values_of_parquet(tmp_path):
+    import pandas as pd
+
+    frame = pd.DataFrame({"n": pd.array([1, None], "Int64"), "r": [0.5, 1e300], "t": [True, False]})
+    frame.to_parquet(tmp_path / "t.parquet")
+    table = read(tmp_path / "t.parquet")
+    np.testing.assert_array_equal(table.x, np.array([[1, 0.5, 1], [np.nan, np.inf, 0]], np.float32))
+    assert read(tmp_path / "t.parquet", texts=()).texts == {"t": ("False", "True")}
+    refused("2 rows of 3 columns", "max_bytes")(tmp_path / "t.parquet", max_bytes=40)
+    refused("no label column", '"n"')(tmp_path / "t.parquet", label_column="kind")
+    frame.assign(r=pd.Timestamp("2020-01-01")).to_parquet(tmp_path / "d.parquet")
+    refused('column "r" holds timestamp')(tmp_path / "d.parquet")
+    frame.iloc[:0].to_parquet(tmp_path / "z.parquet")
+    refused("0 rows")(tmp_path / "z.parquet")
+    content = (tmp_path / "t.parquet").read_bytes()
+    for damaged in (content[:-20], content[:100] + content[120:], content[:4] + bytes(60) + content[64:]):
+        refused("p.parquet")(put(tmp_path, "p.parquet", damaged))
+
+
 # ---- batches ---------------------------------------------------------------------------------------------------------
 
 
@@ -825,7 +917,7 @@ def test_missing_and_infinite_cells(chunk_bytes):
     x = np.zeros((9, 3), np.float32)
     x[4, 1] = np.nan
     x[5] = np.nan
-    message = cells_refused("4 missing values", 'row 4, column "age"', "not supported by this model yet")(
+    message = cells_refused("4 missing values", 'row 4, column "age"', "not supported by this model: wrap")(
         x, constraints.boolean, columns=["a", "age", "b"], chunk_bytes=chunk_bytes
     )
     assert message.count("row ") == 1
@@ -835,6 +927,20 @@ def test_missing_and_infinite_cells(chunk_bytes):
     x[8, 2] = 1e30
     cells_refused("absurd value 1e+30", "row 8, column 2")(x, chunk_bytes=chunk_bytes)
     cells_refused("absurd")(np.array([[1, -(2**62)]]))
+
+
+def test_rows_are_called_by_their_place_in_the_file(tmp_path):
+    lines = ["a,b", *(f"{i},{1e20 if i == 20 else i}" for i in range(50))]
+    data = load(put(tmp_path, "t.csv", "\n".join(lines)))
+    part = data.train if 20 in data.train.x[:, 0] else data.test
+    cells_refused('row 20 (line 22), column "b"')(part.x, source="t.csv", columns=part.columns, rows=part.rows)
+
+
+def test_the_ends_of_an_open_interval():
+    inside = constraints.interval(0.0, 1.0)
+    inside.check = lambda value: (value > 0) & (value < 1)
+    cells_refused("0 at row 1, column 0", "ContinuousBernoulli scores 0 and 1")(np.array([[0.5], [0.0]]), inside)
+    assert "Continuous" not in cells_refused("2 at row 1")(np.array([[0.5], [2.0]]), inside)
 
 
 def test_advice_for_grey_values():

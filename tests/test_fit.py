@@ -368,6 +368,15 @@ def test_wrong_data(x):
         pv.fit(vae(), x[:, :4])
 
 
+def test_an_error_within_a_density_is_one_clean_sentence(x):
+    model = vae()
+    model.prior = pv.Flow(model.prior.shape, transform=pv.Planar)
+    with pytest.raises(
+        pv.ConfigError, match=r"(?s)^the model cannot score its first batch: [^\n]*'z'[^\n]*no inverse.*\)$"
+    ):
+        pv.fit(model, x)
+
+
 def test_what_is_refused_leaves_no_directory(x, tmp_path):
     with pytest.raises(pv.DataError):
         pv.fit(vae(), x / 2, directory=tmp_path / "run")

@@ -36,13 +36,15 @@ def _main(
 
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, as `pyrovae fit` leaves it.")]
-DataArgument = Annotated[str, typer.Argument(metavar="DATA", help="Name of a data set, or a file: npy, npz, csv, IDX.")]
+DataArgument = Annotated[
+    str, typer.Argument(metavar="DATA", help="Name of a data set, or a file: npy, npz, csv, parquet, IDX.")
+]
 Out = Annotated[Path, typer.Option("--out", help="File to write.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 Seed = Annotated[int, typer.Option("--seed", help="Of the random numbers.")]
 Draws = Annotated[int, typer.Option("--k", help="Importance draws per row for log p(x).")]
 LabelColumn = Annotated[
-    str | None, typer.Option("--label-column", help="Column of a CSV that is no feature; default as in training.")
+    str | None, typer.Option("--label-column", help="Column of a table that is no feature; default as in training.")
 ]
 
 
@@ -56,7 +58,9 @@ def fit(
     out: Annotated[Path | None, _option("--out", "Run directory; by default the first free runs/NAME.")] = None,
     config: Annotated[Path | None, _option("--config", "TOML file with any of these options as keys.")] = None,
     prior: Annotated[str | None, _option("--prior", "Such as mixture, 'vamp(components=500)'.")] = None,
-    likelihood: Annotated[str | None, _option("--likelihood", "Such as normal; by default chosen by the data.")] = None,
+    likelihood: Annotated[
+        str | None, _option("--likelihood", "Such as normal, or columns for mixed tables; by default by the data.")
+    ] = None,
     posterior: Annotated[str | None, _option("--posterior", "Such as laplace; default normal.")] = None,
     net: Annotated[
         str | None, _option("--net", "Network of both heads: gated-mlp (default), mlp, conv-net, res-net.")
@@ -87,7 +91,7 @@ def fit(
         str | None, _option("--precision", "float32, or bf16 for matrix products in bfloat16.")
     ] = None,
     k: Annotated[int | None, _option("--k", "Importance draws per test row; default 500.")] = None,
-    label_column: Annotated[str | None, _option("--label-column", "Column of a CSV that is no feature.")] = None,
+    label_column: Annotated[str | None, _option("--label-column", "Column of a table that is no feature.")] = None,
     *,
     overwrite: Overwrite = False,
 ) -> None:

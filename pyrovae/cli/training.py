@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -26,17 +26,17 @@ from pyrovae.config import constructor, instance, part, read_toml
 from pyrovae.data.gate import Schema
 from pyrovae.data.preprocess import Binarize, Identity, Preprocess, Rescale, Standardize, Threshold
 from pyrovae.data.rows import generator
+from pyrovae.distributions.masked import OrMissing
 from pyrovae.errors import ConfigError, DataError, PyrovaeError
 from pyrovae.evaluation import active_units, elbo_terms, log_marginal
 from pyrovae.fit import Callback, EarlyStopping, fit
 from pyrovae.graphs import LEVELS, PRECISIONS
-from pyrovae.missing import Masked
 from pyrovae.models import Model
 from pyrovae.nn import dims
 from pyrovae.priors import ExemplarPrior
 from pyrovae.spec import describe
 
-__all__ = ["Settings", "check_rows", "in_columns", "measure", "run", "settings", "test_rows"]
+__all__ = ["Settings", "check_rows", "in_columns", "measure", "run", "settings", "test_rows", "texts_of"]
 
 _TEST_NOISE = 777  # binarisation of test rows: once, the same for every model
 _ROWS_SEEN = 6_000_000
@@ -112,12 +112,18 @@ def run(chosen: Settings) -> None:
     prior, posterior = part(chosen.prior, "prior"), part(chosen.posterior, "posterior")
     likelihood = None if chosen.likelihood is None else part(chosen.likelihood, "likelihood")
     step = None if chosen.preprocess is None else instance(chosen.preprocess, "preprocess")
+    if getattr(likelihood, "func", likelihood) is Columns and not isinstance(step, Identity | None):
+        raise ConfigError("--preprocess: columns bring their own units; leave it out")
     with runs.claimed(_directory(chosen), overwrite=chosen.overwrite) as directory:
-        source = datasets.load(chosen.data, label_column=chosen.label_column, seed=chosen.seed)
+        source = datasets.load(
+            chosen.data, label_column=chosen.label_column, seed=chosen.seed, texts=_texts(likelihood)
+        )
         data = runs.fingerprint((source.train.x, source.test.x))
         likelihood, source = _by_columns(likelihood, source)
         train = source.train
-        datasets.check_cells(train.x, source=train.source, columns=train.columns, missing=datasets.Missing.CELLS)
+        datasets.check_cells(
+            train.x, source=train.source, columns=train.columns, rows=train.rows, missing=datasets.Missing.CELLS
+        )
         step = (_preprocess(source, likelihood) if step is None else step).fit(source.train.x)
         seen = _observed(step(_tensor(source.train.x[:_ROWS_LOOKED_AT]), generator(chosen.seed, 1)))
         likelihood = part(_likelihood(step, seen), "likelihood") if likelihood is None else likelihood
@@ -146,27 +152,35 @@ def check_rows(model: Model, step: Preprocess, table: datasets.Table) -> None:
         DataError: naming the first cell that is not.
     """
     noise, support = generator(_TEST_NOISE), model.decode(model.get_submodule("prior")().sample()[None]).support
-    skips = isinstance(model.get_submodule("likelihood"), (Masked, Columns))
+    skips = isinstance(support, OrMissing)
     datasets.check_cells(
         table.x,
-        support,
+        support.base if skips else support,
         source=table.source,
         columns=table.columns,
+        rows=table.rows,
         transform=lambda rows: step(rows, noise),
         missing=datasets.Missing.COLUMNS if skips else datasets.Missing.REFUSED,
+        advice="train on a table with empty cells or with --likelihood columns, or fill the cells",
     )
 
 
 def in_columns(columns: Columns, table: datasets.Table) -> datasets.Table:
-    """A table of numbers as a likelihood of its own for every column wants it: with codes for classes."""
-    import pandas as pd
+    """A table as a likelihood of its own for every column wants it: its columns alone, with the model's own codes."""
+    names = tuple(column.name for column in columns.columns)
+    if table.x.ndim != 2 or (table.columns is None and table.x.shape[1] != len(names)):
+        raise DataError(f"{table.source}: rows of shape {table.x.shape[1:]}: expected ({len(names)},) as in training")
+    frame = _frame(table, names)
+    for column in columns.columns:  # truth values, which are texts in a file
+        if column.categories is not None and column.name in (table.texts or {}):
+            known = {str(c): c for c in column.categories}
+            frame[column.name] = [known.get(text, text) for text in frame[column.name]]
+    return replace(table, x=columns.to_array(frame, source=table.source), columns=names, texts=None)
 
-    names = [column.name for column in columns.columns]
-    frame = pd.DataFrame(np.asarray(table.x), columns=names if table.columns is None else list(table.columns))
-    try:
-        return replace(table, x=columns.to_array(frame), columns=tuple(names))
-    except DataError as error:
-        raise DataError(f"{table.source}: {error}") from error
+
+def texts_of(columns: Columns) -> list[str]:
+    """The columns whose classes have names: cells of theirs are texts, though they may look like numbers."""
+    return [c.name for c in columns.columns if c.categories is not None and isinstance(c.categories[0], str)]
 
 
 def _train(
@@ -360,19 +374,57 @@ def _by_columns(
     """For a likelihood of columns: these, inferred where they are not given, and the tables as they want them."""
     if getattr(likelihood, "func", likelihood) is not Columns:
         return likelihood, source
-    import pandas as pd
-
     train = source.train
     if train.x.ndim != 2:
         raise ConfigError(f"--likelihood: columns are those of a table, and rows of {source.name} are no vectors")
-    if isinstance(likelihood, functools.partial) and "columns" in likelihood.keywords:
-        columns = Columns(likelihood.keywords["columns"])
-    else:
-        names = [f"column {i}" for i in range(train.x.shape[1])] if train.columns is None else list(train.columns)
-        columns = Columns.infer(pd.DataFrame(np.asarray(train.x), columns=names))
+    columns = _given(likelihood)
+    if columns is None:
+        frame = _frame(train, [f"column {i}" for i in range(train.x.shape[1])])
+        try:
+            columns = Columns.infer(frame)
+            if train.texts:  # a rare class may be in the test rows alone
+                columns = Columns.infer(frame.astype({name: _classes(texts) for name, texts in train.texts.items()}))
+        except DataError as error:
+            raise DataError(f"{train.source}: {error}") from error
     print(columns)
     tables = {name: in_columns(columns, getattr(source, name)) for name in ("train", "test")}
     return functools.partial(Columns, columns=columns.columns), replace(source, preprocess="Identity", **tables)
+
+
+def _texts(likelihood: Callable[..., Any] | None) -> Collection[str] | None:
+    """Which columns are read as texts: none without a likelihood of columns; those it names, or told by the cells."""
+    if getattr(likelihood, "func", likelihood) is not Columns:
+        return None
+    columns = _given(likelihood)
+    return () if columns is None else texts_of(columns)
+
+
+def _given(likelihood: Any) -> Columns | None:
+    """The columns that were described by hand."""
+    bound = likelihood.keywords if isinstance(likelihood, functools.partial) else {}
+    return Columns(bound["columns"]) if "columns" in bound else None
+
+
+def _frame(table: datasets.Table, names: Sequence[str]) -> Any:
+    """A DataFrame with texts where the table has them, and with these names where it has none."""
+    import pandas as pd
+
+    frame = pd.DataFrame(
+        np.asarray(table.x),
+        columns=pd.Index(names if table.columns is None else table.columns, dtype=object),
+        index=None if table.rows is None else np.asarray(table.rows),
+    )
+    for name, texts in (table.texts or {}).items():
+        codes = frame[name].to_numpy()
+        words = np.array([*texts, None], dtype=object)[np.where(np.isnan(codes), -1, codes).astype(int)]
+        frame[name] = pd.Series(words, index=frame.index, dtype=object)
+    return frame
+
+
+def _classes(texts: Sequence[str]) -> Any:
+    import pandas as pd
+
+    return pd.CategoricalDtype(list(texts))
 
 
 def _incomplete(table: datasets.Table) -> bool:

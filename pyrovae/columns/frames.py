@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 
 from pyrovae.columns.column import Column, Likelihood, grouped
+from pyrovae.data.gate import row_in_words
+from pyrovae.data.readers._common import nearest, shown
 from pyrovae.errors import DataError
 from pyrovae.families.counts import NegativeBinomial
 from pyrovae.families.discrete import Bernoulli, Categorical, Ordinal
@@ -125,7 +127,7 @@ def _label(value: Any) -> str | int | float | bool:
     return str(value)
 
 
-def to_codes(series: Any, column: Column) -> np.ndarray:
+def to_codes(series: Any, column: Column, source: str) -> np.ndarray:
     """A column as numbers, NaN where a cell is missing."""
     present = series.notna().to_numpy()
     x = np.full(len(series), np.nan)
@@ -134,18 +136,26 @@ def to_codes(series: Any, column: Column) -> np.ndarray:
         try:
             x[present] = values.to_numpy(dtype=np.float64)
         except (TypeError, ValueError):
-            raise DataError(f"table: column {column.name!r} holds {series.dtype}, expected numbers") from None
+            import pandas as pd
+
+            numbers: Any = pd.to_numeric(series, errors="coerce")
+            row = int((present & numbers.isna().to_numpy()).argmax())
+            raise DataError(f"{_cell(series, row, column, source)}: expected a number") from None
         return x
     code = {label: i for i, label in enumerate(column.categories)}
     table = {value: code.get(_label(value), -1) for value in values.unique()}
     x[present] = [table[value] for value in values]
     if (x == -1).any():
         row = int((x == -1).argmax())
-        listed = ", ".join(map(repr, column.categories))
-        raise DataError(
-            f"table: row {row}, column {column.name!r}: unknown category {series.iloc[row]!r}: expected one of {listed}"
-        )
+        listed = ", ".join(map(repr, column.categories[:12])) + (", ..." if len(column.categories) > 12 else "")
+        near = nearest(series.iloc[row], column.categories)
+        raise DataError(f"{_cell(series, row, column, source, 'unknown category ')}{near}: expected one of {listed}")
     return x
+
+
+def _cell(series: Any, row: int, column: Column, source: str, what: str = "") -> str:
+    where = row_in_words(source, series.index[row])
+    return f"{source}: {where}, column {column.name!r}: {what}{shown(repr(_label(series.iloc[row])))}"
 
 
 def from_codes(cells: np.ndarray, column: Column, kind: str) -> Any:

@@ -148,13 +148,14 @@ class Columns(Head):
             raise DataError(f"table: two columns are named {df.columns[df.columns.duplicated()][0]!r}: rename one")
         return cls([inferred(str(name), df[name], chosen.get(name)) for name in df.columns], context, net)
 
-    def to_array(self, df: Any) -> np.ndarray:
+    def to_array(self, df: Any, *, source: str = "table") -> np.ndarray:
         """Rows as the model sees them, float64: numbers as they are, codes of categories, NaN where a cell is missing.
 
         Columns are found by name, in any order; others are left out.
 
         Args:
-            df: a DataFrame.
+            df: a DataFrame; messages call its rows as its index does.
+            source: where it came from, for messages.
 
         Raises:
             DataError: for a missing column, an unknown category or a number outside its column's support, with its row.
@@ -162,11 +163,11 @@ class Columns(Head):
         absent = [c.name for c in self.columns if c.name not in df.columns]
         if absent:
             raise DataError(
-                f"table: no column {absent[0]!r}: the model needs {', '.join(c.name for c in self.columns)}"
+                f"{source}: no column {absent[0]!r}: the model needs {', '.join(c.name for c in self.columns)}"
             )
-        x = np.stack([to_codes(df[column.name], column) for column in self.columns], -1)
+        x = np.stack([to_codes(df[column.name], column, source) for column in self.columns], -1)
         names = [column.name for column in self.columns]
-        check_cells(x, self._support, source="table", columns=names, missing=Missing.COLUMNS)
+        check_cells(x, self._support, source=source, columns=names, missing=Missing.COLUMNS, rows=df.index)
         return x
 
     def to_frame(self, x: Any) -> Any:

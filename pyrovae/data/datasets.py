@@ -7,7 +7,7 @@ import http.client
 import os
 import tempfile
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,7 @@ def load(
     *,
     label_column: str | None = None,
     key: str | None = None,
+    texts: Collection[str] | None = None,
     test_fraction: float = 0.1,
     seed: int = 0,
 ) -> DataSet:
@@ -117,6 +118,7 @@ def load(
         name_or_path: one of :func:`names`, or a file that :func:`pyrovae.data.readers.read` understands.
         label_column: see ``read``; for files only.
         key: see ``read``; for files only.
+        texts: see ``read``; the data sets that have a name hold none.
         test_fraction: share of the rows in the test part, between 0 and 1.
         seed: of the split.
 
@@ -134,9 +136,8 @@ def load(
     name = str(name_or_path)
     if name not in names():
         _check_path(name)
-        return DataSet(
-            name, *split(read(name_or_path, label_column=label_column, key=key), test_fraction, seed), "Identity"
-        )
+        table = read(name_or_path, label_column=label_column, key=key, texts=texts)
+        return DataSet(name, *split(table, test_fraction, seed), "Identity")
     if label_column is not None or key is not None:
         raise ConfigError(f"{name}: a label column or key is for files; this data set has neither: leave it out")
     if name in _REMOTE:

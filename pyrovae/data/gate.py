@@ -52,6 +52,7 @@ def check_cells(
     transform: Callable[[torch.Tensor], torch.Tensor] | None = None,
     missing: Missing = Missing.REFUSED,
     advice: str = _WRAP,
+    rows: Sequence[Any] | np.ndarray | None = None,
     chunk_bytes: int = _CHUNK_BYTES,
 ) -> None:
     """Refuse what no model can use, and what lies outside the support of the likelihood.
@@ -70,6 +71,7 @@ def check_cells(
         transform: what the model's preprocessing makes of a chunk, which is then held against ``support``.
         missing: whether NaN passes, and a column of nothing else.
         advice: what to do about missing cells where they are refused.
+        rows: what to call the rows in messages; None counts them from 0.
         chunk_bytes: memory to be used at a time.
 
     Raises:
@@ -83,7 +85,7 @@ def check_cells(
         pyrovae.errors.DataError: array: 1 missing value (NaN), the first at row 1, column "age": ...
     """
     cells = x.detach() if isinstance(x, torch.Tensor) else np.asarray(x)
-    where = _Where(source, None if columns is None else tuple(columns), tuple(cells.shape))
+    where = _Where(source, None if columns is None else tuple(columns), tuple(cells.shape), rows)
     _check_form(cells, where)
     base, allowed = _elementwise(support), missing is not Missing.REFUSED
     count, first, present = 0, "", np.zeros(where.shape[1:], bool)
@@ -101,7 +103,7 @@ def check_cells(
             _check_support(seen, start, base, where)
     if count and not allowed:
         many = "1 missing value (NaN), the first" if count == 1 else f"{count} missing values (NaN), the first"
-        raise DataError(f"{source}: {many} at {first}: missing cells are not supported by this model yet: {advice}")
+        raise DataError(f"{source}: {many} at {first}: missing cells are not supported by this model: {advice}")
     if count == math.prod(where.shape):
         raise DataError(f"{source}: every cell is missing (NaN): at least one value is needed")
     if missing is Missing.CELLS and not present.all():
@@ -237,6 +239,12 @@ class Schema:
         return replace(table, x=table.x[:, [place[name] for name in expected]], columns=expected)
 
 
+def row_in_words(source: str, row: Any) -> str:
+    """The place of a row, whose number counts from 0; of a CSV file its line as well."""
+    in_lines = source.endswith((".csv", ".csv.gz")) and isinstance(row, int | np.integer)
+    return f"row {row} (line {row + 2})" if in_lines else f"row {row}"
+
+
 @dataclass(frozen=True)
 class _Where:
     """Words for the place of a cell: row, line of a CSV file, column or pixel."""
@@ -244,12 +252,13 @@ class _Where:
     source: str
     columns: tuple[str, ...] | None
     shape: tuple[int, ...]
+    rows: Sequence[Any] | np.ndarray | None = None
 
     def __call__(self, start: int, bad: np.ndarray) -> str:
         """The place of the first true cell of a chunk that begins at row ``start``."""
         row, *cell = _first(bad)
-        line = f" (line {start + row + 2})" if self.source.endswith((".csv", ".csv.gz")) else ""
-        return f"row {start + row}{line}{self._cell(cell)}"
+        number = start + row if self.rows is None else self.rows[start + row]
+        return f"{row_in_words(self.source, number)}{self._cell(cell)}"
 
     def all_missing(self, columns: np.ndarray) -> str:
         """Which columns hold no value in any row."""
@@ -378,9 +387,11 @@ def _advice(cells: np.ndarray, value: str, place: str, support: constraints.Cons
             f"values run to {high:g} (0..255?) where the likelihood wants {_words(support)}, the first {value} at "
             f"{place}: scale them to [0, 1] (--preprocess rescale, preprocess=Rescale()){choice}"
         )
+    ends = support.check(torch.tensor([0.0, 0.5, 1.0])).tolist() == [False, True, False]
+    closed = " (ContinuousBernoulli scores 0 and 1 as well)" if ends and low >= 0 and high <= 1 else ""
     return (
         f"{value} at {place} lies outside the support of the likelihood, {_words(support)}: "
-        "mend the cell, preprocess the data, or take another likelihood"
+        f"mend the cell, preprocess the data, or take another likelihood{closed}"
     )
 
 

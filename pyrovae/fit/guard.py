@@ -81,6 +81,7 @@ def check_data(
         support.base if skipped else support,
         source=table.source,
         columns=table.columns,
+        rows=table.rows,
         transform=lambda piece: preprocess(piece, noise),
         missing=missing if ready else Missing.REFUSED,
         **advice,
@@ -168,4 +169,5 @@ def _first_bad_gradient(module: nn.Module, of: str) -> str | None:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:500]
+    """The message, without the shapes of every site that Pyro adds to it: a traceback still shows them."""
+    return " ".join(str(error).partition("Trace Shapes:")[0].split())[:500]

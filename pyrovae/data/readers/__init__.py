@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from pyrovae.data.readers._common import Table, guarded, place
 from pyrovae.data.readers._csv import read_csv
 from pyrovae.data.readers._idx import labels_beside, read_idx
 from pyrovae.data.readers._numpy import read_npy, read_npz
+from pyrovae.data.readers._parquet import read_parquet
 from pyrovae.errors import ConfigError, DataError
 
 __all__ = ["MAX_BYTES", "Table", "read"]
@@ -47,14 +49,16 @@ def read(
     *,
     label_column: str | None = None,
     key: str | None = None,
+    texts: Collection[str] | None = None,
     max_bytes: int = MAX_BYTES,
 ) -> Table:
-    r"""Read a table of numbers from a file whose extension and content agree.
+    r"""Read a table from a file whose extension and content agree.
 
     ========================  =====================================================================================
     ``.npy``                  memory-mapped read-only, never copied (except from foreign byte order)
     ``.npz``                  array ``x`` (or the only one, or ``key``) and, if present, the labels ``y``
     ``.csv``, ``.csv.gz``     comma-separated UTF-8 with a header; ``x`` is float32, an empty cell is NaN
+    ``.parquet``              columns of numbers, truth values or texts; ``x`` is float32, a null is NaN
     IDX, IDX ``.gz``          as MNIST; the labels of ``…images-idx3-ubyte`` are read from ``…labels-idx1-ubyte``
     ========================  =====================================================================================
 
@@ -62,10 +66,17 @@ def read(
     can use them is for :func:`pyrovae.data.gate.check_cells` to say. A column of whole numbers as labels becomes
     int64 with -1 where the cell is empty; labels which are not all numbers become text.
 
+    Columns of texts are refused unless ``texts`` is given. With ``texts=()`` a column whose cells are no numbers
+    becomes the numbers 0, 1, ... of its texts in sorted order, which ``Table.texts`` keeps; truth values are texts,
+    too. A cell that is no number in a column of numbers is refused all the same. The numbers belong to this file
+    alone: another file is matched by the texts, as :meth:`pyrovae.Columns.to_array` does it.
+
     Args:
         path: the file.
-        label_column: CSV only: the column which is taken out of ``x`` and returned as ``y``.
+        label_column: CSV and Parquet only: the column which is taken out of ``x`` and returned as ``y``.
         key: NPZ only: the name of the array to be used as ``x``.
+        texts: CSV and Parquet: the columns to be read as texts even where they look like numbers; others are told by
+            their cells. None allows no texts.
         max_bytes: the most that a compressed or text file may unpack to; checked before it is unpacked.
 
     Returns:
@@ -83,11 +94,17 @@ def read(
         ...     table = read(file, label_column="kind")
         >>> table.x.tolist(), table.y.tolist(), table.columns
         ([[1.5, 2.0], [nan, 3.0]], ['iris', 'rose'], ('petal', 'sepal'))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = pathlib.Path(folder, "people.csv")
+        ...     _ = file.write_text("age,city\n31,Rome\n,Oslo\n64,\n")
+        ...     table = read(file, texts=())
+        >>> table.x.tolist(), table.texts
+        ([[31.0, 1.0], [nan, 0.0], [64.0, nan]], {'city': ('Oslo', 'Rome')})
     """
     file, source = Path(path), place(path)
     kind, gz = _kind(file, source)
-    if label_column is not None and kind != "csv":
-        raise ConfigError(f"{source}: label_column is for CSV files, this is {_KINDS[kind]}: leave it out")
+    if label_column is not None and kind not in ("csv", "parquet"):
+        raise ConfigError(f"{source}: label_column is for CSV and Parquet files, this is {_KINDS[kind]}: leave it out")
     if key is not None and kind != "npz":
         raise ConfigError(f"{source}: key is for .npz files, this is {_KINDS[kind]}: leave it out")
     if kind == "npy":
@@ -96,8 +113,9 @@ def read(
         return _paired(*read_npz(file, source, key, max_bytes), source)
     if kind == "idx":
         return _read_images(file, source, max_bytes)
-    with guarded(source), gzip.open(file, "rb") if gz else file.open("rb") as stream:
-        return read_csv(stream, source, label_column, max_bytes)
+    if kind == "parquet":
+        return read_parquet(file, source, label_column, texts, max_bytes)
+    return read_csv(lambda: gzip.open(file, "rb") if gz else file.open("rb"), source, label_column, texts, max_bytes)
 
 
 def _read_images(file: Path, source: str, max_bytes: int) -> Table:
@@ -120,14 +138,16 @@ def _kind(file: Path, source: str) -> tuple[str, bool]:
     head, gz = _head(file, source)
     named, found = _named(file.name.lower()), _sniffed(head)
     if named is None and found == "csv":
-        raise DataError(f"{source}: unknown kind of file: name it .csv, .csv.gz, .npy or .npz after what it is")
+        raise DataError(
+            f"{source}: unknown kind of file: name it .csv, .csv.gz, .parquet, .npy or .npz after what it is"
+        )
     kind = named or found
     if kind != found and not (kind == "idx" and found == "csv"):  # the IDX reader shows the wrong magic number
         told = f"named like {_KINDS[kind]} but " if named else ""
         raise DataError(f"{source}: {told}its content is {_KINDS[found]}: rename it, or save it as .npy, .npz or .csv")
-    if kind not in ("npy", "npz", "idx", "csv"):
+    if kind not in ("npy", "npz", "idx", "csv", "parquet"):
         raise DataError(f"{source}: this is {_KINDS[kind]}: save the data as .npy, .npz or .csv")
-    if gz and kind in ("npy", "npz"):
+    if gz and kind in ("npy", "npz", "parquet"):
         raise DataError(f"{source}: gzipped {kind}: unpack it with gunzip first")
     if gz != file.name.lower().endswith(".gz"):
         raise DataError(f"{source}: {'gzipped but not named .gz' if gz else 'named .gz but not gzipped'}: rename it")
@@ -156,7 +176,7 @@ def _named(name: str) -> str | None:
     plain = name.removesuffix(".gz")
     if re.search(r"([-.]idx\d?(-ubyte)?|-ubyte)$", plain):
         return "idx"
-    return next((kind for kind in ("npy", "npz", "csv") if plain.endswith("." + kind)), None)
+    return next((kind for kind in ("npy", "npz", "csv", "parquet") if plain.endswith("." + kind)), None)
 
 
 def _sniffed(head: bytes) -> str:

@@ -8,7 +8,7 @@ import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -41,6 +41,8 @@ class Table:
         columns: names of the columns of a CSV file, in the order of ``x``.
         factors: known factors of variation ``(rows, n_factors)`` of generated data.
         factor_names: one name for each column of ``factors``.
+        texts: of columns that hold texts, by name: the texts in sorted order, whose places are the numbers in ``x``.
+        rows: numbers of the rows in their source, counted from 0; None where these are all of them, in order.
 
     Example:
         >>> len(Table(np.zeros((5, 2))))
@@ -53,6 +55,8 @@ class Table:
     columns: tuple[str, ...] | None = None
     factors: np.ndarray | None = None
     factor_names: tuple[str, ...] | None = None
+    texts: Mapping[str, tuple[str, ...]] | None = None
+    rows: Sequence[int] | np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -65,7 +69,9 @@ class Table:
             [[2.0, 3.0], [4.0, 5.0]]
         """
         y, factors = (None if a is None else a[rows] for a in (self.y, self.factors))
-        return replace(self, x=self.x[rows], y=y, factors=factors)
+        numbers = range(len(self)) if self.rows is None else self.rows
+        numbers = numbers[rows] if isinstance(rows, slice) else np.asarray(numbers)[rows]
+        return replace(self, x=self.x[rows], y=y, factors=factors, rows=numbers)
 
 
 def shown(text: object, limit: int = 80) -> str:

@@ -11,18 +11,18 @@ import csv
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import numpy as np
 
 from pyrovae.data.readers._common import BinaryStream, Table, guarded, listing, nearest, quoted, shown, size
+from pyrovae.data.readers._texts import TextColumn, absent, checked, is_number, typed
 from pyrovae.errors import DataError
 
 _LONGEST_LINE = 1 << 26  # a gzipped bomb may have no newline at all
 _BLOCK_CELLS = 1 << 18  # text cells held at a time
-_LONGEST_LABEL = 256  # longer text is no class label, and NumPy pads every label to the longest
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(nan|inf|infinity)", re.ASCII | re.IGNORECASE)
 
 
 class Record(NamedTuple):
@@ -62,28 +62,82 @@ class _Lines:
         return text
 
 
-def read_csv(stream: BinaryStream, source: str, label_column: str | None, max_bytes: int) -> Table:
-    """Numbers as float32, the label column (if any) as y."""
-    with guarded(source):
-        lines = _Lines(stream, source, max_bytes)
-        records = _records(lines, source)
-        names = _header(next(records, None), source)
-        label = None if label_column is None else _find_label(names, label_column, source)
-        columns = tuple(name for i, name in enumerate(names) if i != label)
-        if not columns:
-            raise DataError(f"{source}: 0 columns beside the label column: x needs at least one")
+def read_csv(
+    opened: Callable[[], AbstractContextManager[BinaryStream]],
+    source: str,
+    label_column: str | None,
+    texts: Collection[str] | None,
+    max_bytes: int,
+) -> Table:
+    """Numbers as float32, the label column (if any) as y; columns of texts, where they are allowed, as numbers."""
+    found: set[str] = set()
+    if texts is not None:  # which columns hold texts is known at the end of the file: it is read twice
+        with guarded(source), opened() as stream:
+            found = _columns_of_texts(_File(stream, source, label_column, max_bytes), texts)
+    with guarded(source), opened() as stream:
+        file = _File(stream, source, label_column, max_bytes)
+        coded = {i: TextColumn() for i, name in enumerate(file.columns) if name in found}
         blocks: list[np.ndarray] = []
         labels: list[str] = []
-        for block in _blocks(records, len(names), source):
-            if label is not None:
-                labels += [_label(record, label, source) for record in block]
-            start = sum(map(len, blocks))
-            blocks.append(_numbers(block, columns, start, source, plain=lines.plain))
-            lines.plain = True
+        for start, block, block_labels in file.blocks():
+            labels += block_labels
+            for record in block if coded else ():
+                for i, column in coded.items():
+                    record.cells[i] = column.code(record.cells[i], f"{source}: line {record.line}")
+            blocks.append(_numbers(block, file.columns, start, source, plain=file.plain))
         if not blocks:
             raise DataError(f"{source}: 0 rows: only a header is there")
         x = np.concatenate(blocks)
-    return Table(x, None if label is None else _typed(labels), source, columns)
+    names = {file.columns[i]: column.sort(x[:, i]) for i, column in coded.items()}
+    return Table(x, None if label_column is None else typed(labels), source, file.columns, texts=names or None)
+
+
+class _File:
+    """A CSV file from its header on: the names of the columns of x, and blocks of rows without their labels."""
+
+    def __init__(self, stream: BinaryStream, source: str, label_column: str | None, max_bytes: int) -> None:
+        self.source, self.plain = source, True
+        self._lines = _Lines(stream, source, max_bytes)
+        self._records = _records(self._lines, source)
+        self._names = _header(next(self._records, None), source)
+        self._label = None if label_column is None else find_label(self._names, label_column, source)
+        self.columns = tuple(name for i, name in enumerate(self._names) if i != self._label)
+        if not self.columns:
+            raise DataError(f"{source}: 0 columns beside the label column: x needs at least one")
+
+    def blocks(self) -> Iterator[tuple[int, list[Record], list[str]]]:
+        """Number of the first row, rows, labels; ``plain`` is that of the rows."""
+        start = 0
+        for block in _blocks(self._records, len(self._names), self.source):
+            self.plain, self._lines.plain = self._lines.plain, True
+            labels = [] if self._label is None else [_label(record, self._label, self.source) for record in block]
+            yield start, block, labels
+            start += len(block)
+
+
+def _columns_of_texts(file: _File, named: Collection[str]) -> set[str]:
+    """The columns that were named, and those whose cells are no numbers for the greater part."""
+    numbers: Counter[str] = Counter()
+    texts: Counter[str] = Counter()
+    first: dict[str, str] = {}
+    for start, block, _ in file.blocks():
+        for row, record in enumerate(block):
+            for i, cell in enumerate(map(str.strip, record.cells)):
+                if absent(cell):
+                    continue
+                name = file.columns[i]
+                if is_number(cell):
+                    numbers[name] += 1
+                else:
+                    texts[name] += 1
+                    if name not in first:
+                        first[name] = f"{_place(block, file.columns, start, row, i, file.source)}: {quoted(cell)}"
+    for name in texts:
+        if numbers[name] > texts[name] and name not in named:
+            raise DataError(
+                f"{first[name]} is not a number, as most cells of the column are: mend it, or leave missing cells empty"
+            )
+    return {*texts, *(name for name in named if name in file.columns)}
 
 
 def _records(lines: _Lines, source: str) -> Iterator[Record]:
@@ -107,8 +161,13 @@ def _header(record: Record | None, source: str) -> list[str]:
         raise DataError(f"{source}: 0 rows: the file is blank")
     if len(names) == 1 and re.search("[;\t]", names[0]):
         raise DataError(f"{source}: cells are separated by semicolons or tabs: save it separated by commas")
-    if all(_NUMBER.fullmatch(name) for name in names):
+    if all(map(is_number, names)):
         raise DataError(f"{source}: the first row is all numbers: a header with the columns' names is needed")
+    return checked_names(names, source)
+
+
+def checked_names(names: list[str], source: str) -> list[str]:
+    """Names of columns, none of them empty or there twice."""
     if "" in names:
         advice = "name it, or drop a saved index (pandas: to_csv(path, index=False))"
         raise DataError(f"{source}: column {names.index('') + 1} of the header has no name: {advice}")
@@ -118,12 +177,13 @@ def _header(record: Record | None, source: str) -> list[str]:
     return names
 
 
-def _find_label(names: list[str], wanted: str, source: str) -> int:
+def find_label(names: Sequence[str], wanted: str, source: str) -> int:
+    """The place of the label column among the names."""
     if wanted not in names:
         raise DataError(
             f"{source}: no label column {quoted(wanted)}{nearest(wanted, names)}: the columns are {listing(names)}"
         )
-    return names.index(wanted)
+    return list(names).index(wanted)
 
 
 def _blocks(records: Iterator[Record], width: int, source: str) -> Iterator[list[Record]]:
@@ -138,10 +198,7 @@ def _blocks(records: Iterator[Record], width: int, source: str) -> Iterator[list
 
 
 def _label(record: Record, label: int, source: str) -> str:
-    text = record.cells.pop(label).strip()
-    if len(text) > _LONGEST_LABEL:
-        raise DataError(f"{source}: line {record.line}: a label of {len(text)} letters: choose another label column")
-    return text
+    return checked(record.cells.pop(label).strip(), f"{source}: line {record.line}")
 
 
 def _numbers(block: list[Record], columns: tuple[str, ...], start: int, source: str, *, plain: bool) -> np.ndarray:
@@ -169,29 +226,16 @@ def _carefully(block: list[Record], columns: tuple[str, ...], start: int, source
     wide = np.full((len(block), len(columns)), np.nan)
     for row, record in enumerate(block):
         for column, cell in enumerate(map(str.strip, record.cells)):
-            if _NUMBER.fullmatch(cell):
+            if is_number(cell):
                 wide[row, column] = float(cell)
             elif cell:
                 raise DataError(
                     f"{_place(block, columns, start, row, column, source)}: {quoted(cell)} is not a number: drop the "
-                    "column, name it as label_column, or leave missing cells empty"
+                    "column, name it as label_column, leave missing cells empty, or read texts as classes "
+                    "(--likelihood columns)"
                 )
     return wide
 
 
 def _place(block: list[Record], columns: tuple[str, ...], start: int, row: int, column: int, source: str) -> str:
     return f"{source}: column {quoted(columns[column])}, row {start + row} (line {block[row].line})"
-
-
-def _typed(labels: list[str]) -> np.ndarray:
-    """Integers where all labels are whole numbers (missing: -1), floats where all are numbers, otherwise text."""
-    missing = np.array([text.lower() in ("", "nan") for text in labels])
-    present = [text for text, gone in zip(labels, missing, strict=True) if not gone]
-    if not all(map(_NUMBER.fullmatch, present)):
-        return np.array(["" if gone else text for text, gone in zip(labels, missing, strict=True)])
-    values = np.full(len(labels), np.nan)
-    values[~missing] = [float(text) for text in present]
-    if np.any(np.abs(values[~missing]) >= 2.0**53):  # long identifiers would run together as numbers
-        return np.array(labels)
-    whole = not np.any(values[~missing] % 1)
-    return np.where(missing, -1, values).astype(np.int64) if whole else values
