@@ -580,6 +580,22 @@ def test_mutual_information_of_a_linear_gaussian():
 
 
 @exactly
+@pytest.mark.parametrize("apart", [0.0, 1e3])
+def test_where_the_estimates_of_a_minibatch_end(apart):
+    """Codes that do not overlap: no information beyond log 1/W_ii. Codes that coincide: a constant, 0 if unbiased."""
+    n, size = 1000, 50
+    vae = linear_vae(posterior=Fixed(lambda x: dist.Normal(apart * x[:, :L], 0.01 * torch.ones(L)).to_event(1)))
+    for sampling, low, high in (
+        (o.StratifiedSampling(), 0.0, math.log(n)),
+        (o.WeightedSampling(), math.log(n), math.log(n * size)),
+    ):
+        parts = o.BetaTCVAE(n, sampling=sampling).terms(vae, torch.randn(size, D))
+        bound = torch.full((size,), high if apart else low)
+        close(parts.mutual_information, bound, 1e-9)
+        close(parts.total_correlation, (L - 1) * bound, 1e-9)
+
+
+@exactly
 def test_estimators_over_all_batches():
     """Stratified: the mean over all batches with a row in it is the aggregate. Weighted: a sum of 1 / (N M)."""
     n, size, density = 6, 3, torch.rand(6)

@@ -50,8 +50,10 @@ class Sampling(abc.ABC):
 class WeightedSampling(Sampling):
     """Every row of the batch stands for as many others: ``W_ij = 1 / (N M)`` with M rows in the batch.
 
-    Its estimate of q(z) is too small by a factor of about N where z_i comes from row i, which cancels between the
-    terms but for the index-code mutual information.
+    Its estimate of q(z) is too small, by a factor from M, where the codes of different rows do not overlap, to N, where
+    they coincide. The mutual information comes out too large by the logarithm of that factor, the total correlation by
+    D - 1 times as much and the dimension-wise KL too small by D times as much, for D dimensions. The sum is exact, and
+    a constant factor has no gradient; to measure rather than train, take :class:`StratifiedSampling`.
 
     References:
         Isolating sources of disentanglement in variational autoencoders (Chen et al., 2018), section 4.1
@@ -150,7 +152,18 @@ class BetaTCVAE(Objective):
         return average(rate + others - drawn.reconstruction, weights)
 
     def terms(self, model: Any, *data: Tensor | None, weights: Tensor | None = None) -> RateTerms:
-        """The three parts of the rate of each row."""
+        """The three parts of the rate of each row.
+
+        A row's mutual information is at most ``-log W_ii``: log N by :class:`StratifiedSampling`, log N M by
+        :class:`WeightedSampling`, with N rows of the data and M in the batch. There it stays once its code overlaps
+        with no other of the batch, however large the rate; the rest of the rate is then booked as total correlation
+        and dimension-wise KL. With all rows in one batch the bound is log M, and the true value obeys it as well.
+
+        Args:
+            model: as in a call.
+            *data: as in a call.
+            weights: of the rows, or None.
+        """
         return self._split(one_pass(model, *data).latent(self.site), weights)
 
     def _split(self, latent: Latent, weights: Tensor | None) -> RateTerms:

@@ -70,7 +70,8 @@ class Objective(abc.ABC):
     *Adversaries.* An objective may keep networks of its own as attributes. It then returns several losses,
     ``{"model": ..., "critic": ...}``, and ``parameters(model)`` tells which parameters belong to which loss; those it
     does not name belong to the first one, which is the one that is reported. ``fit`` trains them all, the networks as
-    well, by one optimizer. The networks are no part of the model that is saved.
+    well, by one optimizer. The networks are no part of the model that is saved. Their initial weights are drawn from
+    torch's global generator when the objective is made: for the same critics again, call ``torch.manual_seed`` before.
 
     Attributes:
         scheduled: names of the attributes that may be schedules.
