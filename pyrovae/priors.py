@@ -1,6 +1,7 @@
 """Context-free distributions for p(z); any head of ``families`` built without context is a learned prior too."""
 
 import abc
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -188,6 +189,7 @@ class ExemplarPrior(_Aggregate):
 
 
 def _start(posterior: Head, inputs: Tensor | None, components: int) -> Tensor:
+    _check_part(posterior, "VampPrior")
     if inputs is None:
         return 0.05 + 0.01 * torch.randn(_count(components), *_row(posterior, "VampPrior"))
     if len(inputs) == 0:
@@ -196,6 +198,7 @@ def _start(posterior: Head, inputs: Tensor | None, components: int) -> Tensor:
 
 
 def _rows(posterior: Head, inputs: Tensor | None, components: int | None) -> Tensor:
+    _check_part(posterior, "ExemplarPrior")
     shape = _row(posterior, "ExemplarPrior")
     if inputs is None and components is None:
         raise ConfigError("ExemplarPrior: expected rows of the data, or the number of components, received neither")
@@ -209,6 +212,13 @@ def _rows(posterior: Head, inputs: Tensor | None, components: int | None) -> Ten
     if k is not None and k > len(inputs):
         raise ConfigError(f"ExemplarPrior: expected at most as many components as rows, received {k} for {len(inputs)}")
     return _as_parameter(inputs if k is None else inputs[torch.arange(k) * len(inputs) // k])
+
+
+def _check_part(posterior: Any, name: str) -> None:
+    if not isinstance(posterior, Head):
+        raise ConfigError(
+            f"{name}: expected the guide's part, such as pv.Normal(16, context=784), received {posterior!r}"
+        )
 
 
 def _row(posterior: Head, name: str) -> tuple[int, ...]:

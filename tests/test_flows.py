@@ -543,3 +543,11 @@ def test_exemplar_refusals(arguments, said):
 def test_exemplars_need_a_posterior_of_x_alone():
     with pytest.raises(ConfigError, match="ExemplarPrior: expected a posterior given x alone"):
         ExemplarPrior(pv.Normal(2, context=[(4,), (3,)]), torch.rand(3, 4))
+
+
+@pytest.mark.parametrize("prior", [pv.VampPrior, ExemplarPrior])
+def test_aggregates_need_the_guides_part(prior):
+    with pytest.raises(
+        ConfigError, match=r"expected the guide's part, such as pv.Normal\(16, context=784\), received 2"
+    ):
+        prior(2, torch.rand(3, 4))
