@@ -44,8 +44,24 @@ from pyrovae.evaluation.imputation import cell_log_prob
 
 HIDDEN, CHAINS = 0.2, 20
 SETTINGS: dict[str, dict[str, Any]] = {
-    "breast-cancer": {"latent": 14, "decoder": (32,), "encoder": (128, 128), "epochs": 1000, "batch": 64, "members": 3},
-    "mixed": {"latent": 5, "decoder": (64,), "encoder": (64,), "epochs": 100, "batch": 128, "members": 1},
+    "breast-cancer": {
+        "latent": 14,
+        "decoder": (32,),
+        "encoder": (128, 128),
+        "epochs": 1000,
+        "batch": 64,
+        "members": 4,
+        "k": 5000,
+    },
+    "mixed": {
+        "latent": 5,
+        "decoder": (64,),
+        "encoder": (64,),
+        "epochs": 100,
+        "batch": 128,
+        "members": 1,
+        "k": 1000,
+    },
 }
 CLASSES = ("binary", "ordinal", "categorical")
 
@@ -105,17 +121,12 @@ class Task:
         self.x = np.where(hidden, np.nan, self.truth)
         self.hidden = hidden & ~np.isnan(self.truth)
 
-    def unit(self, d: int) -> float:
-        """The standard deviation of a number, or of a positive one's logarithm as its relative unit."""
-        column = self.x[:, d]
-        return {"real": np.nanstd(column)}.get(self.kinds[d], 1.0)
-
     def log_unit(self, d: int) -> np.ndarray:
-        """What is added to a log density in the units of the data: ``log dx/dt`` at the truth."""
-        x = self.truth[:, d]
+        """What is added to a log density of x: the logarithm of the standard deviation, of log x where positive."""
+        x, seen = self.truth[:, d], self.x[:, d]
         if self.kinds[d] == "positive":
-            return np.log(x) + np.log(np.nanstd(np.log(self.x[:, d])))
-        return np.full(len(x), np.log(self.unit(d)))
+            return np.log(x) + np.log(np.nanstd(np.log(seen)))
+        return np.full(len(x), np.log(np.nanstd(seen)) if self.kinds[d] == "real" else 0.0)
 
     def summary(self, log_prob: np.ndarray, guess: np.ndarray) -> dict[str, Any]:
         """Nats per hidden cell, errors of numbers in standard deviations, accuracy of classes."""
@@ -142,12 +153,13 @@ def vae(task: Task, name: str, seed: int, **changed: Any) -> dict[str, Any]:
     hidden, log_probs, fills = np.where(task.hidden, task.truth, np.nan), [], []
     for member in range(chosen["members"]):
         model = trained(task, chosen, 100 * seed + member)
-        log_probs.append(cell_log_prob(model, task.x, hidden, k=1000).nan_to_num(0).numpy())
-        fills.append(pv.impute(model, task.x, draws=100, k=200))
-    log_prob = np.logaddexp.reduce(log_probs, 0) - math.log(len(log_probs))
+        log_prob = cell_log_prob(model, task.x, hidden, k=chosen["k"], chunk_size=20_000)
+        log_probs.append(log_prob.nan_to_num(0).numpy())
+        fills.append(pv.impute(model, task.x, draws=100, k=1000))
     mean, mode = torch.stack([f.mean for f in fills]).mean(0), torch.cat([f.draws for f in fills]).mode(0).values
     guess = np.where([kind in CLASSES for kind in task.kinds], mode, mean)
-    return task.summary(log_prob, guess) | {"ess": fills[0].effective_sample_size.median().item()}
+    size = torch.stack([f.effective_sample_size for f in fills]).median()
+    return task.summary(average(log_probs), guess) | {"effective draws of 1000": size.item()}
 
 
 def trained(task: Task, chosen: dict[str, Any], seed: int) -> pv.VAE:
@@ -220,11 +232,18 @@ def circle(x: np.ndarray, sin: tuple[np.ndarray, np.ndarray], cos: tuple[np.ndar
 
 def iterative(task: Task, name: str, seed: int) -> dict[str, Any]:
     """Chained equations: scikit-learn's."""
-    from sklearn.experimental import enable_iterative_imputer  # noqa: F401
-    from sklearn.impute import IterativeImputer
-    from sklearn.linear_model import BayesianRidge
+    made, places = encoded_table(task)
+    chains = [chain(made, places, 1000 * seed + i) for i in range(CHAINS)]
+    means, stds = np.moveaxis(np.array(chains), 1, 0)  # (chains, rows, made columns)
+    log_prob, guess = np.zeros((2, *task.x.shape))
+    for d, at in enumerate(places):
+        log_prob[:, d], guess[:, d] = foreseen(task, d, means[:, :, at], stds[:, :, at])
+    return task.summary(log_prob, guess)
 
-    parts, places = [], {}
+
+def encoded_table(task: Task) -> tuple[np.ndarray, list[list[int]]]:
+    """Columns as a linear regression may have them, and which of them each column of the table became."""
+    parts, places = [], []
     for d, kind in enumerate(task.kinds):
         x = task.x[:, d]
         made = [encoded(x, kind)]
@@ -232,53 +251,56 @@ def iterative(task: Task, name: str, seed: int) -> dict[str, Any]:
             made = [np.where(np.isnan(x), np.nan, x == c) for c in range(int(np.nanmax(task.truth[:, d])) + 1)]
         if kind == "angle":
             made = [np.sin(x), np.cos(x)]
-        places[d] = list(range(len(parts), len(parts) + len(made)))
+        places.append(list(range(len(parts), len(parts) + len(made))))
         parts += made
-    table = np.stack(parts, -1)
-    shift, scale = np.nanmean(table, 0), np.nanstd(table, 0)
-    chains = []
-    for chain in range(CHAINS):
-        imputer = IterativeImputer(
-            BayesianRidge(), sample_posterior=True, max_iter=10, random_state=1000 * seed + chain
-        )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            complete = imputer.fit_transform((table - shift) / scale)
-        predicted = np.zeros((2, *table.shape))
-        for step in imputer.imputation_sequence_[-table.shape[1] :]:
-            mean, std = step.estimator.predict(complete[:, step.neighbor_feat_idx], return_std=True)
-            predicted[:, :, step.feat_idx] = mean, std
-        for at in (at for at in places.values() if len(at) > 1):  # not from the other parts of the same hidden cell
-            others, seen = np.delete(complete, at, 1), ~np.isnan(table[:, at[0]])
-            for j in at:
-                regression = BayesianRidge().fit(others[seen], complete[seen, j])
-                predicted[:, :, j] = regression.predict(others, return_std=True)
-        chains.append(predicted * scale + np.stack([shift, 0 * shift])[:, None])
-    means, stds = np.moveaxis(np.array(chains), 1, 0)  # (chains, rows, made columns)
-    log_prob, guess = np.zeros((2, *task.x.shape))
-    for d, kind in enumerate(task.kinds):
-        at, truth = places[d], task.truth[:, d]
-        mean, std = means[:, :, at[0]], stds[:, :, at[0]]
-        if kind == "categorical":
-            share = np.clip(means[:, :, at].mean(0), 0.01, 1)
-            share = share / share.sum(-1, keepdims=True)
-            code = np.nan_to_num(truth).astype(int)
-            log_prob[:, d], guess[:, d] = np.log(share[np.arange(len(code)), code]), share.argmax(-1)
-            continue
-        if kind == "angle":
-            pairs = zip(means[:, :, at], stds[:, :, at], strict=True)
-            each = np.stack([circle(truth, (m[:, 0], s[:, 0]), (m[:, 1], s[:, 1])) for m, s in pairs])
-        else:
-            top = np.nanmax(task.truth[:, d]) if kind in CLASSES else math.inf
-            each = np.stack([gaussian(truth, kind, m, s, top) for m, s in zip(mean, std, strict=True)])
-        log_prob[:, d] = np.logaddexp.reduce(each, 0) - math.log(CHAINS)
-        if kind in CLASSES:
-            guess[:, d] = np.clip(np.round(mean.mean(0)), 0, top)
-        elif kind in ("positive", "count"):
-            guess[:, d] = np.exp(mean + std**2 / 2).mean(0) - (kind == "count")
-        else:
-            guess[:, d] = mean.mean(0)
-    return task.summary(log_prob, guess)
+    return np.stack(parts, -1), places
+
+
+def chain(made: np.ndarray, places: list[list[int]], seed: int) -> np.ndarray:
+    """Means and standard deviations of the last round's regressions of every made column, shape (2, rows, columns)."""
+    from sklearn.experimental import enable_iterative_imputer  # noqa: F401
+    from sklearn.impute import IterativeImputer
+    from sklearn.linear_model import BayesianRidge
+
+    shift, scale = np.nanmean(made, 0), np.nanstd(made, 0)
+    imputer = IterativeImputer(BayesianRidge(), sample_posterior=True, max_iter=10, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that draws do not converge is in their nature
+        complete = imputer.fit_transform((made - shift) / scale)
+    predicted = np.zeros((2, *made.shape))
+    for step in imputer.imputation_sequence_[-made.shape[1] :]:
+        predicted[:, :, step.feat_idx] = step.estimator.predict(complete[:, step.neighbor_feat_idx], return_std=True)
+    for at in (at for at in places if len(at) > 1):  # not from the other parts of the same hidden cell
+        others, seen = np.delete(complete, at, 1), ~np.isnan(made[:, at[0]])
+        for j in at:
+            regression = BayesianRidge().fit(others[seen], complete[seen, j])
+            predicted[:, :, j] = regression.predict(others, return_std=True)
+    return predicted * scale + np.stack([shift, 0 * shift])[:, None]
+
+
+def foreseen(task: Task, d: int, mean: np.ndarray, std: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Log density of one column's cells and a guess of them, from what each chain predicts of its parts."""
+    truth, kind = task.truth[:, d], task.kinds[d]
+    if kind == "categorical":
+        share = np.clip(mean.mean(0), 0.01, 1)
+        share = share / share.sum(-1, keepdims=True)
+        return np.log(share[np.arange(len(truth)), np.nan_to_num(truth).astype(int)]), share.argmax(-1)
+    if kind == "angle":
+        sine, cosine = (zip(mean[:, :, part], std[:, :, part], strict=True) for part in (0, 1))
+        return average([circle(truth, *each) for each in zip(sine, cosine, strict=True)]), np.full(len(truth), np.nan)
+    mean, std = mean[:, :, 0], std[:, :, 0]
+    top = np.nanmax(truth) if kind in CLASSES else math.inf
+    log_prob = average([gaussian(truth, kind, m, s, top) for m, s in zip(mean, std, strict=True)])
+    if kind in CLASSES:
+        return log_prob, np.clip(np.round(mean.mean(0)), 0, top)
+    if kind in ("positive", "count"):
+        return log_prob, np.exp(mean + std**2 / 2).mean(0) - (kind == "count")
+    return log_prob, mean.mean(0)
+
+
+def average(log_probs: list[np.ndarray]) -> np.ndarray:
+    """The logarithm of the mean density."""
+    return np.logaddexp.reduce(log_probs, 0) - math.log(len(log_probs))
 
 
 METHODS = {"columns alone": alone, "iterative": iterative, "VAE": vae}
@@ -305,8 +327,10 @@ def table(lines: list[dict[str, Any]]) -> str:
 def interval(values: list[float]) -> str:
     """Mean and half the width of its 95 % interval by Student's t."""
     a = np.array(values, float)
-    if len(a) < 2 or np.isnan(a).any():
-        return f"{a.mean():.3f}" if len(a) else ""
+    if not len(a) or np.isnan(a).any():
+        return ""
+    if len(a) == 1:
+        return f"{a[0]:.3f}"
     return f"{a.mean():.3f} ± {stats.t.ppf(0.975, len(a) - 1) * a.std(ddof=1) / math.sqrt(len(a)):.3f}"
 
 
