@@ -32,6 +32,8 @@ analytic = TraceMeanField_ELBO(max_plate_nesting=1)
 OBJECTIVES = {
     "elbo": lambda: o.ELBO(beta=0.5),
     "elbo, analytic": lambda: o.ELBO(estimator=analytic),
+    "gsnn": lambda: o.GSNN(3),
+    "hybrid": lambda: o.Hybrid(pv.Warmup(end=0.5)),
     "free bits": lambda: o.FreeBits(0.1),
     "free bits, sites": lambda: o.SiteFreeBits(nats=pv.Warmup(end=0.2)),
     "capacity": lambda: o.Capacity(gamma=10.0, capacity=pv.Warmup(over=0.5, end=2.0)),
@@ -56,7 +58,7 @@ OBJECTIVES = {
     "adversarial": lambda: o.AdversarialAutoencoder(L, net=small),
     "sum of named": lambda: o.PIWAE(2, 2) + 0.5 * o.IWAE(2) + o.FactorVAE(L, net=small),
 }
-NOISY = ("wae", "info")  # draws of the prior are new ones whatever the posterior is
+NOISY = ("wae", "info", "gsnn", "hybrid")  # draws of the prior are new ones whatever the posterior is
 
 
 def every(*leave_out):
@@ -819,6 +821,8 @@ def test_schedules_reach_terms_and_weights():
         (lambda: o.Renyi(float("nan")), "alpha"),
         (lambda: o.MIWAE(2, 0), "m"),
         (lambda: o.CIWAE(2, beta=2.0), "beta"),
+        (lambda: o.GSNN(0), "k"),
+        (lambda: o.Hybrid(1.5), "alpha"),
         (lambda: o.FreeBits(-1.0), "nats"),
         (lambda: o.FreeBits(group=0), "group"),
         (lambda: o.Capacity(gamma=-1.0), "gamma"),
@@ -1089,7 +1093,8 @@ def test_captured_step_is_the_eager_one(make):
 
 @every()
 def test_scored_without_gradients_in_evaluation(make):
-    vae, x = smooth_vae("vamp") if make not in (OBJECTIVES["free bits"],) else smooth_vae(), rows(6)
+    plain = [OBJECTIVES[name] for name in ("free bits", "gsnn", "hybrid")]  # not with a mixture as the prior
+    vae, x = smooth_vae() if make in plain else smooth_vae("vamp"), rows(6)
     objective = make()
     with torch.no_grad(), pyro.validation_enabled(True):
         loss = o.reported(objective(vae.eval(), x))
