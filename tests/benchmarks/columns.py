@@ -13,7 +13,7 @@ of the column, or of its logarithm where it is positive, so that metres or miles
   have the mass of [x - 1/2, x + 1/2], the lowest and the highest class all that is beyond; classes have the predicted
   shares between 0.01 and 1, made to sum to one; an angle has the projection of its two Gaussians on the circle.
 - *VAE*: one ``Columns`` likelihood inferred from the observed cells, trained on the importance-weighted bound, and
-  ``cell_log_prob`` with k = 1000; on the small table the average density of three that differ in their seed. Its
+  ``cell_log_prob`` with k = 1000; on the small table k = 5000, and the average of four that differ in their seed. Its
   settings were chosen with ``--tune``, which hides other cells of the table and never looks at those that are hidden
   in earnest.
 
