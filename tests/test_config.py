@@ -20,6 +20,14 @@ TABLE = pv.Columns(
     ],
     context=2,
 )
+CLASSES = {"labels": pv.OneHotCategorical(3)}
+XZY, ZXY, YX = pv.Bernoulli(4, context=[(2,), (3,)]), pv.Normal(2, context=[(4,), (3,)]), pv.OneHotCategorical(3, 4)
+ZY = pv.Normal(2, context=3, net=torch.nn.Linear)
+AUXILIARY = {
+    "auxiliary": pv.Normal(2, context=4),
+    "posterior": pv.Normal(2, context=[(4,), (3,), (2,)]),
+    "classifier": pv.OneHotCategorical(3, context=[(4,), (2,)]),
+}
 OBJECTS = {
     "StandardNormal": [pv.StandardNormal(2), pv.StandardNormal((2, 3))],
     "Mixture": [pv.Mixture(2, components=5)],
@@ -36,6 +44,12 @@ OBJECTS = {
     "Categorical": [pv.Categorical(5, context=2, classes=17)],
     "ELBO": [pv.ELBO(), pv.ELBO(beta=pv.Cyclical(cycles=2)), pv.ELBO(beta=4.0, sites=["z"])],
     "Sum": [pv.ELBO(beta=0.0) + 10.0 * pv.MMD(), pv.Warmup() * pv.IWAE(2) + pv.ELBO()],
+    "GSNN": [pv.GSNN(3)],
+    "Hybrid": [pv.Hybrid(), pv.Hybrid(alpha=pv.Warmup())],
+    "Classification": [pv.Classification(50.0), pv.Classification(pv.Warmup(end=10.0))],
+    "VirtualAdversarial": [pv.VirtualAdversarial(2.0, probe=0.01, steps=2)],
+    "LabelEntropy": [pv.LabelEntropy()],
+    "LabelMarginal": [pv.LabelMarginal(), pv.LabelMarginal([0.25, 0.75])],
     "FreeBits": [pv.FreeBits(), pv.FreeBits(nats=pv.Warmup(end=2.0), group=4)],
     "SiteFreeBits": [pv.SiteFreeBits()],
     "Capacity": [pv.Capacity(), pv.Capacity(gamma=30.0, capacity=pv.Warmup(over=0.5, end=25.0))],
@@ -72,6 +86,29 @@ OBJECTS = {
             pv.Normal(2, context=4, net=functools.partial(pv.MaskAware, net=pv.MLP)),
         ),
         pv.VAE(pv.StandardNormal(2), TABLE, pv.Normal(2, context=2, net=TABLE.encoder())),
+    ],
+    "SemiSupervisedVAE": [
+        pv.SemiSupervisedVAE(**CLASSES, prior=pv.StandardNormal(2), likelihood=XZY, posterior=ZXY, classifier=YX)
+    ],
+    "GaussianMixtureVAE": [
+        pv.GaussianMixtureVAE(**CLASSES, prior=ZY, likelihood=pv.Bernoulli(4, context=2), posterior=ZXY, classifier=YX)
+    ],
+    "VaDE": [pv.VaDE(**CLASSES, prior=ZY, likelihood=pv.Bernoulli(4, context=2), posterior=pv.Normal(2, context=4))],
+    "AuxiliaryVAE": [
+        pv.AuxiliaryVAE(
+            **CLASSES | AUXILIARY,
+            prior=pv.StandardNormal(2),
+            likelihood=XZY,
+            auxiliary_likelihood=pv.Normal(2, context=[(2,), (3,), (4,)]),
+        )
+    ],
+    "SkipVAE": [
+        pv.SkipVAE(
+            **CLASSES | AUXILIARY,
+            prior=pv.StandardNormal(2),
+            auxiliary_prior=pv.Normal(2, context=[(2,), (3,)]),
+            likelihood=pv.Bernoulli(4, context=[(2,), (2,), (3,)]),
+        )
     ],
 }
 BUILDERS = {  # described as arguments of a head, never alone
