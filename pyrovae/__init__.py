@@ -63,6 +63,7 @@ from pyrovae.families import (
 from pyrovae.fit import Callback, EarlyStopping, History, Progress, State, fit
 from pyrovae.flows import IAF, MAF, Flow, FlowTransform, Householder, NeuralSpline, Planar, RealNVP, Sylvester
 from pyrovae.handlers import temper
+from pyrovae.labelling import Labeller, Labelling, LatentPropagation, label, load_labeller
 from pyrovae.missing import MaskAware, Masked
 from pyrovae.models import VAE, AuxiliaryVAE, GaussianMixtureVAE, Labelled, Model, SemiSupervisedVAE, SkipVAE, VaDE
 from pyrovae.nn import MLP, ConvNet, GatedMLP, ResNet
@@ -169,7 +170,10 @@ __all__ = [
     "LabelEntropy",
     "LabelMarginal",
     "Labelled",
+    "Labeller",
+    "Labelling",
     "Laplace",
+    "LatentPropagation",
     "LearnedScale",
     "LogMarginal",
     "LogNormal",
@@ -239,7 +243,9 @@ __all__ = [
     "errors",
     "fit",
     "impute",
+    "label",
     "load",
+    "load_labeller",
     "log_marginal",
     "log_marginal_by_sampling",
     "log_weights",

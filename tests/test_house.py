@@ -40,6 +40,7 @@ ORDER = [
     "fit",
     "recipes",
     "config",
+    "labelling",
     "estimators",
     "cli",
 ]
