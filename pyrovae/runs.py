@@ -52,6 +52,12 @@ _PICTURES = ("loss.png", "samples.png", "reconstructions.png", "latent.png", "ma
 _MAX_JSON = 2**24
 
 
+def free(stem: str) -> Path:
+    """The first of ``runs/STEM``, ``runs/STEM-2``, ... that is not there."""
+    names = (f"{stem}-{i}" if i > 1 else stem for i in range(1, 10**6))
+    return next(path for name in names if not (path := Path("runs") / name).exists())
+
+
 def claim(directory: str | os.PathLike[str]) -> Path:
     """An empty directory of that name, made now, so that a run does not fail after hours of training.
 

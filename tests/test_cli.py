@@ -897,3 +897,79 @@ def test_supports_that_do_not_fit(refused, here):
     err = refused(2, "no inverse", call=["fit", "digits", "--prior", "flow(transform=planar)"])
     assert err.endswith("rsample made them)\n"), err
     refused(2, "2000 for 1500", call=["fit", "digits", "--prior", "exemplar(components=2000)"])
+
+
+# labels for all rows
+
+
+@pytest.fixture(scope="module")
+def flowers(tmp_path_factory):
+    """A table with 30 labels of 90, as text, and the labeller trained on it."""
+    folder = tmp_path_factory.mktemp("label")
+    rng = np.random.default_rng(0)
+    kinds = np.repeat(["iris", "rose", "tulip"], 30)
+    x = rng.normal(size=(90, 2)) * 0.3 + np.repeat([[0, 0], [4, 0], [0, 4]], 30, axis=0)
+    shown = [kind if i % 3 == 0 else "" for i, kind in enumerate(kinds)]
+    soil = ["wet" if a > 2 else "dry" for a, _ in x]
+    rows = [[round(a, 3), round(b, 3), wet, kind] for (a, b), wet, kind in zip(x.tolist(), soil, shown, strict=True)]
+    write_csv(folder / "flowers.csv", ["petal", "sepal", "soil", "kind"], rows)
+    call = ["label", "flowers.csv", "--label-column", "kind", "--method", "supervised"]
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        assert cli._run(call, debug=False) == 0
+    finally:
+        os.chdir(before)
+    return folder, kinds
+
+
+def test_label_writes_the_table_with_all_labels(flowers):
+    folder, kinds = flowers
+    with (folder / "labelled.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0])[:6] == ["petal", "sepal", "soil", "kind", "label", "probability"]
+    assert {"p_iris", "p_rose", "p_tulip", "prediction_set", "abstain", "novelty", "ask_next"} <= set(rows[0])
+    assert [row["label"] for row in rows] == kinds.tolist()
+    assert all(row["label"] == row["kind"] and float(row["probability"]) == 1 for row in rows[::3])
+    assert all(0 <= float(row["probability"]) <= 1 for row in rows)
+    assert (folder / "runs" / "flowers-labels" / "manifest.json").is_file()
+
+
+def test_label_new_rows_by_the_labeller_that_was_saved(flowers, ok, refused, here):
+    folder, _ = flowers
+    run = folder / "runs" / "flowers-labels"
+    write_csv(here / "new.csv", ["soil", "sepal", "petal", "name"], [["wet", 0.1, 4.2, "a"], ["dry", 3.9, 0.2, "b"]])
+    out = ok("label", "new.csv", "--model", run, "--out", "new-labels.csv")
+    assert "2 rows written to new-labels.csv" in out
+    with (here / "new-labels.csv").open() as file:
+        assert [row["label"] for row in csv.DictReader(file)] == ["rose", "tulip"]
+    write_csv(here / "odd.csv", ["petal", "sepal", "soil", "kind"], [[0, 0, "dry", "dahlia"]])
+    refused(3, "dahlia", call=["label", "odd.csv", "--model", run, "--label-column", "kind", "--out", "o.csv"])
+    write_csv(here / "less.csv", ["petal", "soil"], [[0, "dry"]])
+    refused(3, "sepal", call=["label", "less.csv", "--model", run, "--out", "o.csv"])
+    refused(4, "nowhere", call=["label", "new.csv", "--model", "nowhere", "--out", "o.csv"])
+    assert not (here / "o.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("labels", "words", "code"),
+    [
+        (["a"] * 4 + [""] * 4, ["two classes"], 3),
+        ([""] * 8, ["label"], 3),
+        (None, ["kind"], 3),
+    ],
+    ids=["one class", "no label", "no such column"],
+)
+def test_label_refuses_and_writes_nothing(refused, here, labels, words, code):
+    header = ["a", "b"] if labels is None else ["a", "b", "kind"]
+    rows = [[i, i % 3, *([] if labels is None else [labels[i]])] for i in range(8)]
+    write_csv(here / "t.csv", header, rows)
+    refused(code, *words, call=["label", "t.csv", "--label-column", "kind", "--out", "o.csv"])
+    assert sorted(p.name for p in here.iterdir()) == ["t.csv"]
+
+
+def test_label_needs_to_know_the_column(refused, here):
+    write_csv(here / "t.csv", ["a", "b"], [[i, i % 3] for i in range(8)])
+    refused(2, "--label-column", call=["label", "t.csv", "--out", "o.csv"])
+    refused(2, "--minutes", call=["label", "t.csv", "--minutes", "0"])
+    refused(2, "smoth", "smooth", call=["label", "t.csv", "--label-column", "b", "--method", "smoth"])

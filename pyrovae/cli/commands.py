@@ -196,6 +196,43 @@ def impute(
 
 
 @app.command()
+def label(
+    data: DataArgument,
+    label_column: Annotated[
+        str | None, _option("--label-column", "Column of a table that holds the labels, empty where one is missing.")
+    ] = None,
+    out: Out = Path("labelled.csv"),
+    model: Annotated[
+        Path | None, _option("--model", "A labeller written before: label by it, without training.")
+    ] = None,
+    save: Annotated[
+        Path | None, _option("--save", "Directory for the labeller; by default the first free runs/NAME-labels.")
+    ] = None,
+    method: Annotated[
+        str, typer.Option("--method", help="auto for the best of all, or names with commas between them.")
+    ] = "auto",
+    coverage: Annotated[
+        float, typer.Option("--coverage", help="Share of prediction sets with the right class.")
+    ] = 0.95,
+    error_rate: Annotated[float, typer.Option("--error-rate", help="Largest error of labels called safe.")] = 0.05,
+    minutes: Annotated[float | None, _option("--minutes", "For the comparison of methods; default no limit.")] = None,
+    seed: Seed = 0,
+    *,
+    overwrite: Overwrite = False,
+) -> None:
+    """Label all rows of a table from the few that have a label, with calibrated probabilities, to .csv or .parquet."""
+    from pyrovae.cli import labels
+
+    _positive("seed", seed, 0)
+    if minutes is not None and not minutes > 0:
+        raise ConfigError(f"--minutes: expected a positive number, received {minutes:g}")
+    path = _free(out, (".csv", ".parquet"), overwrite=overwrite)
+    names: str | list[str] = method if method == "auto" else [name.strip() for name in method.split(",")]
+    promise = {"coverage": coverage, "error_rate": error_rate}
+    labels.label(data, label_column, model, save, path, method=names, minutes=minutes, seed=seed, **promise)
+
+
+@app.command()
 def parts() -> None:
     """List every part with its formula."""
     from pyrovae.config import constructor, first_sentence, hyphenated

@@ -313,9 +313,7 @@ def _net(chosen: Settings) -> Callable[..., nn.Module]:
 def _directory(chosen: Settings) -> Path:
     if chosen.out is not None:
         return Path(chosen.out)
-    stem = Path(chosen.data).name.split(".")[0] or "run"
-    names = (f"{stem}-{i}" if i > 1 else stem for i in range(1, 10**6))
-    return next(path for name in names if not (path := Path("runs") / name).exists())
+    return runs.free(Path(chosen.data).name.split(".")[0] or "run")
 
 
 def _preprocess(source: datasets.DataSet, likelihood: Callable[..., Any] | None) -> Preprocess:

@@ -21,7 +21,7 @@ from pyrovae.missing import Masked
 from pyrovae.models import Model
 from pyrovae.runs import fingerprint, write
 
-__all__ = ["encode", "evaluate", "impute", "sample", "score"]
+__all__ = ["encode", "evaluate", "impute", "sample", "score", "write_frame"]
 
 
 def evaluate(run: Path, data: str | None, *, k: int, seed: int, label_column: str | None) -> None:
@@ -50,7 +50,7 @@ def sample(run: Path, n: int, out: Path, seed: int) -> None:
             drawn = loaded.preprocess.inverse(model.sample(n).cpu())
         columns = _columns(model)
         if columns is not None and out.suffix == ".csv":
-            _write_frame(out, columns.to_frame(drawn), index=True)
+            write_frame(out, columns.to_frame(drawn), index=True)
         else:
             rows = _in_units(model, drawn)
             names = loaded.schema.columns if loaded.schema and out.suffix == ".csv" else None
@@ -111,7 +111,7 @@ def impute(run: Path, data: str, out: Path, *, draws: int, k: int, seed: int, la
         _write(out, {"x": _in_units(model, back(guess)), "std": std.numpy(force=True), "draws": completions})
         _tell_codes(model, out)
     elif likelihood is not None:
-        _write_frame(out, likelihood.to_frame(guess), index=False)
+        write_frame(out, likelihood.to_frame(guess), index=False)
     else:
         given = np.asarray(table.x)
         rows = np.where(np.isnan(given), back(guess).numpy(force=True), given).reshape(len(given), -1)
@@ -204,7 +204,8 @@ def _write(out: Path, columns: Mapping[str, np.ndarray], *, index: bool = True) 
     write(out, buffer.getvalue())
 
 
-def _write_frame(out: Path, frame: Any, *, index: bool) -> None:
+def write_frame(out: Path, frame: Any, *, index: bool) -> None:
+    """A DataFrame as CSV."""
     write(out, frame.to_csv(index=index, index_label="row" if index else None).encode())
 
 
