@@ -60,7 +60,7 @@ def described(
         "mean_size": float(sets.sum(1).mean()),
         "empty": float((~sets.any(1)).mean()),
     }
-    report["abstention"] = _abstention(calibrated, y, error_rate, confidence)
+    report["abstention"] = _abstention(Temperature.fit(raw, y)(raw), y, error_rate, confidence)  # as it is applied
     report["confusion"] = confusion(y, predicted, len(classes)).tolist()
     doubted = np.flatnonzero((predicted != y) & (calibrated.max(1) >= _SURE))
     report["doubtful_labels"] = [
