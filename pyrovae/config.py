@@ -60,6 +60,7 @@ _ROLES: dict[str, Parts] = {
     "scale": _final(families.Scale, families),
     "net": _named(networks.MLP, networks.GatedMLP, networks.ConvNet, networks.ResNet, nn.Linear, MaskAware),
     "activation": _named(nn.ReLU, nn.SiLU, nn.GELU, nn.Softplus, nn.Tanh, nn.ELU, nn.LeakyReLU),
+    "norm": _named(nn.BatchNorm1d, nn.LayerNorm),
     "objective": _final(objectives.Objective, objectives),
     "schedule": _named(objectives.Warmup, objectives.Cyclical),
     "kernel": _final(objectives.Kernel, objectives),
@@ -67,7 +68,7 @@ _ROLES: dict[str, Parts] = {
     "preprocess": _final(preprocess.Preprocess, preprocess),
     "column": _named(Column),
 }
-_BUILDERS = ("scale", "net", "activation", "transform", "base")  # called later, by the part they are given to
+_BUILDERS = ("scale", "net", "activation", "norm", "transform", "base")  # called later, by the part they are given to
 # arguments that are parts under another name than their role's
 _ROLE_OF = {"terms": "objective", "weights": "schedule", "columns": "column"} | {
     name: "schedule" for objective in _ROLES["objective"].values() for name in getattr(objective, "scheduled", ())

@@ -34,6 +34,7 @@ OBJECTS = {
     "VampPrior": [pv.VampPrior(Q, components=3), pv.VampPrior(Q, torch.rand(4, 4), learn=False, bounds=(0.0, 1.0))],
     "Normal": [
         pv.Normal(2, context=4, net=functools.partial(pv.MLP, hidden=[3], activation=torch.nn.SiLU)),
+        pv.Normal(2, context=4, net=functools.partial(pv.MLP, hidden=[3], norm=torch.nn.BatchNorm1d)),
         pv.Normal(2, scale=functools.partial(pv.FixedScale, value=0.5)),
         pv.Normal((1, 8, 8), context=2, net=pv.ConvNet, scale=0.1),
     ],
@@ -130,7 +131,7 @@ def test_every_exported_part_can_be_named_and_is_tried_here():
     assert exported_parts() <= set(config.NAMES)
     assert exported_parts() <= set(OBJECTS) | BUILDERS
     conditionals = {name for role in ("prior", "posterior", "likelihood", "base") for name in parts()[role]}
-    elsewhere = conditionals | set(parts()["transform"]) | set(parts()["activation"])
+    elsewhere = conditionals | set(parts()["transform"]) | set(parts()["activation"]) | set(parts()["norm"])
     assert {name for table in parts().values() for name in table} - elsewhere <= set(OBJECTS) | BUILDERS
 
 

@@ -32,6 +32,7 @@ DENSE = {
     "mlp": partial(MLP, hidden=(9,)),
     "mlp-linear": partial(MLP, hidden=()),
     "mlp-deep": partial(MLP, hidden=(9, 8, 7), activation=nn.Tanh),
+    "mlp-normed": partial(MLP, hidden=(9, 8), norm=nn.LayerNorm),
     "gated": partial(GatedMLP, hidden=(9, 8)),
 }
 IMAGE = {
@@ -122,7 +123,8 @@ def test_every_exported_builder_is_in_the_table():
 @pytest.mark.parametrize(
     ("net", "arguments"),
     [
-        (MLP(3, (1, 2, 2), hidden=(4,)), {"hidden": (4,), "activation": nn.ReLU}),
+        (MLP(3, (1, 2, 2), hidden=(4,)), {"hidden": (4,), "activation": nn.ReLU, "norm": None}),
+        (MLP(3, (1, 2, 2), hidden=(4,), norm=nn.LayerNorm), {"hidden": (4,), "norm": nn.LayerNorm}),
         (GatedMLP(3, (1, 2, 2), hidden=(4,)), {"hidden": (4,)}),
         (ConvNet(3, (1, 2, 2), activation=nn.SiLU), {"channels": (32, 64), "activation": nn.SiLU}),
         (ResNet(3, (1, 2, 2), channels=(4,), blocks=2), {"channels": (4,), "blocks": 2}),
@@ -139,6 +141,15 @@ def test_mlp_is_its_formula():
     w1, b1, w2, b2, w3, b3 = net.parameters()
     h = torch.relu(torch.relu(x.reshape(7, 6) @ w1.T + b1) @ w2.T + b2)
     torch.testing.assert_close(net(x), (h @ w3.T + b3).reshape(7, 2, 2))
+
+
+def test_normed_mlp_is_its_formula():
+    net, x = MLP(6, 2, hidden=(5,), norm=nn.BatchNorm1d).double(), torch.randn(7, 6, dtype=torch.float64)
+    w, b, w_out, b_out = (p for name, p in net.named_parameters() if not name.startswith("layers.1."))
+    h = x @ w.T + b
+    h = (h - h.mean(0)) / (h.var(0, correction=0) + 1e-5).sqrt()
+    torch.testing.assert_close(net(x), torch.relu(h) @ w_out.T + b_out)
+    torch.testing.assert_close(net(x), net(x[:, :2], x[:, 2:]))
 
 
 def test_gated_mlp_is_its_formula():
@@ -452,6 +463,7 @@ def test_constant_is_a_parameter():
         (lambda: MLP(3, 2, hidden=400), "hidden: expected a sequence"),
         (lambda: GatedMLP(3, 2, hidden=(0,)), "hidden"),
         (lambda: MLP(3, 2, activation=nn.ReLU()), "activation: expected a class"),
+        (lambda: MLP(3, 2, norm=nn.LayerNorm(400)), "norm: expected a class"),
         (lambda: ConvNet((1, 4, 4), 2, activation=nn.ReLU()), "activation"),
         (lambda: ConvNet(3, 2), "use MLP"),
         (lambda: ResNet(3, (2,)), "use MLP"),

@@ -239,7 +239,7 @@ def parts() -> None:
     from pyrovae.config import parts as all_parts
 
     table = all_parts()
-    activations, families = table.pop("activation"), table.pop("base")
+    of_nets, families = {role: table.pop(role) for role in ("activation", "norm")}, table.pop("base")
     table = {"prior": {n: p for n, p in table["prior"].items() if n not in families}, "family": families} | {
         role: named for role, named in table.items() if role not in ("prior", "posterior", "likelihood")
     }
@@ -254,7 +254,8 @@ def parts() -> None:
         for name, part in named.items():
             print(f"  {hyphenated(name)}({constructor(part)})\n      {first_sentence(part)}")
         print()
-    print(f"activation, of a net\n  {', '.join(map(hyphenated, activations))}")
+    for role, named in of_nets.items():
+        print(f"{role}, of a net\n  {', '.join(map(hyphenated, named))}")
 
 
 def _positive(name: str, value: int, low: int = 1) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae.nn.joining import Splittable, affine, concatenate
-from pyrovae.nn.layered import Activation, Layered, check_activation
+from pyrovae.nn.layered import Activation, Layered, Norm, check_builders
 from pyrovae.nn.shapes import Shape, batched, dims, shapes_of, widths_of
 
 __all__ = ["MLP", "Constant", "GatedMLP"]
@@ -37,16 +37,17 @@ class _Dense(Layered, Splittable):
 
 
 class MLP(_Dense):
-    """A multilayer perceptron: ``h_i = activation(W_i h_{i-1} + b_i)``, then a linear output.
+    """A multilayer perceptron: ``h_i = activation(norm(W_i h_{i-1} + b_i))``, then a linear output.
 
     Args:
         in_shape: Shape of one input; flattened.
         out_shape: Shape of one output.
         hidden: Widths of the hidden layers; ``()`` makes the network linear.
         activation: Builds an activation, such as the class ``nn.ReLU``.
+        norm: Builds a normalisation of so many units, such as the class ``nn.BatchNorm1d``; None for none.
 
     Raises:
-        ValueError: If a shape or a width is not made of positive ints, or the activation is not a class.
+        ValueError: If a shape or a width is not made of positive ints, or activation or norm is not a class.
 
     Example:
         >>> MLP((1, 28, 28), 16, hidden=(300, 300))(torch.zeros(5, 1, 28, 28)).shape
@@ -54,12 +55,18 @@ class MLP(_Dense):
     """
 
     def __init__(
-        self, in_shape: Shape, out_shape: Shape, hidden: Sequence[int] = (400,), activation: Activation = nn.ReLU
+        self,
+        in_shape: Shape,
+        out_shape: Shape,
+        hidden: Sequence[int] = (400,),
+        activation: Activation = nn.ReLU,
+        norm: Norm | None = None,
     ) -> None:
         super().__init__(in_shape, out_shape)
-        self.hidden, self.activation = hidden, activation
-        check_activation(activation)
-        self.layers = _dense(in_shape, out_shape, hidden, lambda i, o: [nn.Linear(i, o), activation()])
+        self.hidden, self.activation, self.norm = hidden, activation, norm
+        check_builders(activation=activation, norm=norm)
+        normed = (lambda size: []) if norm is None else (lambda size: [norm(size)])
+        self.layers = _dense(in_shape, out_shape, hidden, lambda i, o: [nn.Linear(i, o), *normed(o), activation()])
 
 
 class GatedMLP(_Dense):

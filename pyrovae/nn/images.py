@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from torch import Tensor, nn
 
-from pyrovae.nn.layered import Activation, Layered, check_activation
+from pyrovae.nn.layered import Activation, Layered, check_builders
 from pyrovae.nn.shapes import Shape, Size, dims, is_size, widths_of
 
 __all__ = ["ConvNet", "ResNet"]
@@ -46,7 +46,7 @@ class ConvNet(Layered):
     ) -> None:
         super().__init__(in_shape, out_shape)
         self.channels, self.activation = channels, activation
-        check_activation(activation)
+        check_builders(activation=activation)
         self.layers = _convolutional(in_shape, out_shape, channels, lambda width: [activation()])
 
 

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from pyrovae.nn.shapes import Shape
 
-__all__ = ["Activation", "Layered", "check_activation"]
+__all__ = ["Activation", "Layered", "Norm", "check_builders"]
 
 Activation: TypeAlias = Callable[[], nn.Module]
+Norm: TypeAlias = Callable[[int], nn.Module]
 
 
 class Layered(nn.Module, abc.ABC):
@@ -28,11 +29,13 @@ class Layered(nn.Module, abc.ABC):
         return self.layers(x)
 
 
-def check_activation(activation: object) -> None:
-    """Refuse an activation that is built: every layer gets one of its own.
+def check_builders(**builders: object) -> None:
+    """Refuse an activation or a normalisation that is built: every layer gets one of its own.
 
     Raises:
-        ValueError: If it is a module.
+        ValueError: If one is a module.
     """
-    if isinstance(activation, nn.Module):
-        raise ValueError(f"activation: expected a class such as nn.ReLU, received the instance {activation!r}")
+    for name, builder in builders.items():
+        if isinstance(builder, nn.Module):
+            example = {"activation": "nn.ReLU", "norm": "nn.BatchNorm1d"}[name]
+            raise ValueError(f"{name}: expected a class such as {example}, received the instance {builder!r}")
