@@ -7,7 +7,7 @@ from pyrovae.columns import Column, ColumnAware, Columns
 from pyrovae.compiled import Step, compile_step
 from pyrovae.conditional import Conditional, Head
 from pyrovae.config import Run, load
-from pyrovae.data.preprocess import Binarize, Identity, Preprocess, Rescale, Standardize, Threshold
+from pyrovae.data.preprocess import Binarize, DrawNormal, Identity, Preprocess, Rescale, Standardize, Threshold
 from pyrovae.errors import ConfigError, DataError, ModelFileError, PyrovaeError, ResourceError, TrainingDiverged
 from pyrovae.evaluation import (
     ActiveUnits,
@@ -148,6 +148,7 @@ __all__ = [
     "Dirichlet",
     "DiscretizedLogistic",
     "DiscretizedLogisticMixture",
+    "DrawNormal",
     "ELBOTerms",
     "EarlyStopping",
     "ExemplarPrior",

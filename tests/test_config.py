@@ -76,6 +76,7 @@ OBJECTS = {
     "Identity": [pv.Identity()],
     "Rescale": [pv.Rescale(16.0)],
     "Binarize": [pv.Binarize()],
+    "DrawNormal": [pv.DrawNormal()],
     "Threshold": [pv.Threshold(3)],
     "Standardize": [pv.Standardize([0.0, 1.0], [2.0, 3.0])],
     "VAE": [

@@ -21,7 +21,7 @@ from hypothesis.extra import numpy as hnp
 from scipy import stats
 from torch.distributions import constraints
 
-from pyrovae.data import Binarize, Identity, Preprocess, Standardize, Threshold, datasets, rows
+from pyrovae.data import Binarize, DrawNormal, Identity, Preprocess, Standardize, Threshold, datasets, rows
 from pyrovae.data.datasets import load, names
 from pyrovae.data.gate import Schema, check_cells, check_labels
 from pyrovae.data.readers import Table, read
@@ -799,6 +799,19 @@ def test_batches_and_passes_are_independent_draws():
     plausible(np.sum(z) / len(z) ** 0.5, stats.norm())
     again = passes(x, number=1, batch_size=200, preprocess=Binarize())
     assert all(torch.equal(a, b) for (a,), (b,) in zip(two, again, strict=True))
+
+
+def test_draws_of_a_normal_have_its_mean_and_scale():
+    mean, scale = torch.tensor([-3.0, 0.0, 5.0]), torch.tensor([0.5, 0.0, 2.0])
+    rows_ = torch.stack([mean, scale]).expand(20_000, 2, 3)
+    x = DrawNormal()(rows_, stream(4))
+    assert torch.equal(x, DrawNormal()(rows_, stream(4)))
+    assert not torch.equal(x, DrawNormal()(rows_, stream(5)))
+    assert ((x.mean(0) - mean).abs() <= 5 * scale / 20_000**0.5).all()
+    assert ((x.std(0) - scale).abs() <= 5 * scale / 40_000**0.5).all()
+    first, second = passes(rows_[:100].numpy(), number=1, batch_size=50, preprocess=DrawNormal())
+    assert first[0].shape == second[0].shape == (50, 3)
+    refused("DrawNormal", "(rows, 2, D)", call=DrawNormal())(torch.zeros(5, 3))
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64])

@@ -2,7 +2,7 @@
 
 from pyrovae.data.datasets import DataSet, load, names, split
 from pyrovae.data.gate import Missing, Schema, check_cells, check_labels
-from pyrovae.data.preprocess import Binarize, Identity, Preprocess, Rescale, Standardize, Threshold
+from pyrovae.data.preprocess import Binarize, DrawNormal, Identity, Preprocess, Rescale, Standardize, Threshold
 from pyrovae.data.readers import Table, read
 from pyrovae.data.rows import Batches, batches
 
@@ -10,6 +10,7 @@ __all__ = [
     "Batches",
     "Binarize",
     "DataSet",
+    "DrawNormal",
     "Identity",
     "Missing",
     "Preprocess",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyrovae.errors import ConfigError, DataError
 
-__all__ = ["Binarize", "Identity", "Preprocess", "Rescale", "Standardize", "Threshold"]
+__all__ = ["Binarize", "DrawNormal", "Identity", "Preprocess", "Rescale", "Standardize", "Threshold"]
 
 # A byte has 256 values and x / 255 is no multiple of 1 / 256: one byte of noise, its two middle values made one, is
 # below x with probability t / 256, which is short of x / 255 or beyond it; a fresh draw for one cell in 256 makes up
@@ -104,6 +104,34 @@ class Binarize(Preprocess):
         else:
             raise DataError(f"Binarize: expected 8-bit integers or values in [0, 1], received {x.dtype}")
         return _floating(torch.from_numpy(hits).view(x.shape).to(x.device))
+
+
+class DrawNormal(Preprocess):
+    """A fresh draw of ``Normal(mean, scale)`` each time the row is used; a row holds both, shape ``(2, D)``.
+
+    What M1+M2 is trained on, where mean and scale are those of q(z|x) under a model that saw no label: they are
+    computed once, and M2 still sees another code of the row every time.
+
+    References:
+        Semi-supervised learning with deep generative models (Kingma, Rezende, Mohamed and Welling, 2014)
+
+    Example:
+        >>> DrawNormal()(torch.tensor([[[1.0, 2.0], [0.0, 0.0]]]))
+        tensor([[1., 2.]])
+    """
+
+    def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """A draw, shape ``(*batch, D)``."""
+        if x.dim() < 2 or x.shape[-2] != 2:
+            raise DataError(
+                f"DrawNormal: expected rows of means and scales, shape (rows, 2, D), received {tuple(x.shape)}: "
+                "torch.stack([q.mean, q.stddev], 1) with q = model.encode(x)"
+            )
+        mean, scale = _floating(x).unbind(-2)
+        noise = torch.randn(
+            mean.shape, generator=generator, dtype=mean.dtype, device=None if generator is None else generator.device
+        )
+        return mean + scale * noise.to(x.device)
 
 
 class Threshold(Preprocess):
