@@ -526,7 +526,7 @@ def test_what_cannot_be_labelled_is_refused_in_words(table, y, more, words, tmp_
 def test_the_report_speaks_of_the_threshold_that_is_applied():
     """With few labels, thresholds refitted in every fold are others than the one that is used."""
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(300, 2)) + np.repeat([[-1.0, 0.0], [1.0, 0.0]], 150, axis=0)
+    x = rng.normal(size=(300, 2)) + np.repeat([[-1.3, 0.0], [1.3, 0.0]], 150, axis=0)
     y = np.repeat([0, 1], 150)
     y[rng.permutation(300)[:240]] = -1
     found = lab.label(x, y, method="supervised", error_rate=0.2, steps=60)

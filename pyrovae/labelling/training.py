@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
@@ -36,12 +37,14 @@ class Sizes:
         net: of every head.
         steps: updates, about.
         learning_rate: of Adam.
+        classifier: another network for q(y|x).
     """
 
     latent: int
     net: NetBuilder
     steps: int
     learning_rate: float = 1e-3
+    classifier: NetBuilder | None = None
 
     def epochs(self, rows: int, batch: int) -> int:
         """Passes that make about so many updates."""
@@ -68,7 +71,7 @@ class Sizes:
             prior=StandardNormal(self.latent),
             likelihood=features.likelihood([(self.latent,), (classes,)], self.net),
             posterior=Normal(self.latent, [(features.width,), (classes,)], reader),
-            classifier=OneHotCategorical(classes, features.width, reader),
+            classifier=OneHotCategorical(classes, features.width, features.reader(self.classifier or self.net)),
         )
 
 
@@ -78,14 +81,16 @@ def sizes_for(rows: int, features: Features, net: NetBuilder | None = None, step
     Args:
         rows: of the table.
         features: how they are read.
-        net: another network.
+        net: another network, of every part.
         steps: another number of updates.
     """
     wide = features.width >= 200
     hidden = (400, 400) if wide else (128, 128)
     latent = 32 if wide else min(16, max(2, features.width // 2))
     steps = min(3000, max(600, 15 * math.ceil(rows / BATCH))) if steps is None else steps
-    return Sizes(latent, functools.partial(MLP, hidden=hidden) if net is None else net, steps)
+    plain = functools.partial(MLP, hidden=hidden)
+    normed = functools.partial(MLP, hidden=(600, 600) if wide else hidden, norm=nn.LayerNorm)
+    return Sizes(latent, plain, steps, classifier=normed) if net is None else Sizes(latent, net, steps)
 
 
 def flat_then_down(optimizer: Optimizer, steps: int) -> LRScheduler:

@@ -1,12 +1,15 @@
 """Few labels, on data whose labels are known: ``python tests/benchmarks/labels.py --data mnist --labels 100 --out F``.
 
 The same number of labels is drawn for every class from the training rows; all other training rows are there without a
-label. The error is that of the last weights on the test rows, which nothing was chosen by. Each method beside the
+label. The error is that of the last weights on the test rows, which nothing was chosen by: settings were chosen with
+``--held-out``, where a sixth of the training rows stands for the test rows and draws are others. Each method beside the
 classifier of the same network from labels alone, and beside scikit-learn's label spreading on the vectors themselves.
+``calibration`` keeps a fifth of the labels from the smooth classifier, for a temperature and a conformal threshold.
 One JSON line for each finished run; finished runs are skipped.
 """
 
 import argparse
+import functools
 import json
 import time
 from pathlib import Path
@@ -15,62 +18,109 @@ from typing import Any
 import numpy as np
 
 from pyrovae import data
-from pyrovae.evaluation.labels import mean_interval
+from pyrovae.evaluation.labels import expected_calibration_error, mean_interval
 from pyrovae.labelling import (
+    ConformalSets,
     Density,
     GraphSpreading,
     LatentPropagation,
     Neighbourhood,
     Smooth,
     Supervised,
+    Temperature,
     VariationalM2,
     infer_features,
+    label_folds,
     sizes_for,
 )
 
-METHODS = ("supervised", "spreading", "propagation", "M2", "smooth")
+METHODS = ("supervised", "spreading", "propagation", "M2", "smooth", "calibration")
+STEPS = {"supervised": 1500, "propagation": 5000, "M2": 5000, "smooth": 5000, "calibration": 2500}  # of 60,000 rows
+ALPHA, REACH = 50.0, 0.35
+COVERAGE = 0.95
 
 
-class Task:
-    """One draw of labels, and what all methods share: rows, and the VAE that sees no label."""
+class Rows:
+    """What all draws share: rows to learn from, rows to be tested on, and a VAE that sees no label for each seed."""
 
-    def __init__(self, name: str, labels: int, seed: int, steps: int | None) -> None:
+    def __init__(self, name: str, *, held_out: bool) -> None:
         source = data.load(name)
-        rows, self.test_y = _vectors(source.train.x), _codes(source.test.y)
-        self.features = infer_features(rows)
-        self.x, self.test_x = self.features.encode(rows), self.features.encode(_vectors(source.test.x))
-        truth = _codes(source.train.y)
-        self.classes, self.seed = int(truth.max()) + 1, seed
-        self.y = drawn(truth, labels // self.classes, seed)
-        self.sizes = sizes_for(len(self.x), self.features, steps=steps)
-        self._density: Density | None = None
+        x, y = _vectors(source.train.x), _codes(source.train.y)
+        own = len(x) - len(x) // 6
+        self.features = infer_features(x)
+        self.large = len(x) > 10_000
+        self.y, self.x = (y[:own], self.features.encode(x[:own])) if held_out else (y, self.features.encode(x))
+        test = (x[own:], y[own:]) if held_out else (_vectors(source.test.x), _codes(source.test.y))
+        self.test_x, self.test_y = self.features.encode(test[0]), test[1]
+        self.classes = int(y.max()) + 1
+        self.density, self.everywhere = functools.cache(self._density), functools.cache(self._everywhere)
 
-    @property
-    def density(self) -> Density:
-        """The VAE of all rows, trained when it is first asked for."""
-        self._density = self._density or Density.train(self.x, self.features, self.sizes, self.seed)
-        return self._density
+    def sizes(self, method: str) -> Any:
+        """The library's own for small data."""
+        return sizes_for(len(self.x), self.features, steps=STEPS[method] if self.large else None)
 
-    def labeller(self, method: str, alpha: float, reach: float) -> Any:
+    def _density(self, seed: int) -> tuple[Density, Neighbourhood]:
+        density = Density.train(self.x, self.features, self.sizes("propagation"), seed)
+        return density, Neighbourhood(density.codes(self.x), LatentPropagation())
+
+    def _everywhere(self, seed: int) -> Neighbourhood:
+        """Test rows are in the graph, as any row without a label."""
+        density, near = self.density(seed)
+        return Neighbourhood(np.concatenate([near.codes, density.codes(self.test_x)]), near.propagation)
+
+
+class Draw:
+    """One draw of labels.
+
+    Args:
+        rows: of the data.
+        labels: how many.
+        seed: of the draw and of all training.
+    """
+
+    def __init__(self, rows: Rows, labels: int, seed: int) -> None:
+        self.rows, self.seed = rows, seed
+        self.y = drawn(rows.y, labels // rows.classes, seed)
+
+    def measure(self, method: str) -> dict[str, float]:
+        """The error on the test rows in per cent, and what else there is to tell."""
+        if method == "calibration":
+            return self._calibration()
+        if method == "propagation":
+            y = np.concatenate([self.y, np.full(len(self.rows.test_x), -1)])
+            p = self.rows.everywhere(self.seed).soft_labels(y, self.rows.classes)[len(self.y) :]
+        else:
+            p = self._labeller(method).fit(self.rows.x, self.y).probabilities(self.rows.test_x)
+        return {"error": self._error(p)}
+
+    def _labeller(self, method: str) -> Any:
         """An untrained one of ours, or scikit-learn's."""
-        own = self.features, self.classes, self.sizes
         if method == "spreading":
-            return GraphSpreading(self.classes, self.seed)
+            return GraphSpreading(self.rows.classes, self.seed)
+        own = self.rows.features, self.rows.classes, self.rows.sizes(method)
         if method == "supervised":
             return Supervised(*own, seed=self.seed)
         if method == "M2":
-            return VariationalM2(*own, alpha=alpha, seed=self.seed)
-        return Smooth(*own, self.density, reach=reach, seed=self.seed)
+            return VariationalM2(*own, alpha=ALPHA, seed=self.seed)
+        return Smooth(*own, *self.rows.density(self.seed), reach=REACH, seed=self.seed)
 
-    def error(self, method: str, alpha: float, reach: float) -> float:
-        """On the test rows, in per cent."""
-        if method == "propagation":  # test rows are in the graph, as any row without a label
-            codes = np.concatenate([self.density.codes(self.x), self.density.codes(self.test_x)])
-            y = np.concatenate([self.y, np.full(len(self.test_x), -1)])
-            probabilities = Neighbourhood(codes, LatentPropagation()).soft_labels(y, self.classes)[len(self.x) :]
-        else:
-            probabilities = self.labeller(method, alpha, reach).fit(self.x, self.y).probabilities(self.test_x)
-        return 100 * float((probabilities.argmax(1) != self.test_y).mean())
+    def _calibration(self) -> dict[str, float]:
+        held = label_folds(self.y, 5, self.seed) == 0
+        smooth = self._labeller("calibration").fit(self.rows.x, np.where(held, -1, self.y))
+        own, test = smooth.probabilities(self.rows.x[held]), smooth.probabilities(self.rows.test_x)
+        temperature = Temperature.fit(own, self.y[held])
+        calibrated = temperature(test)
+        sets = ConformalSets.fit(temperature(own), self.y[held], COVERAGE)(calibrated)
+        return {
+            "error": self._error(test),
+            "ece_before": expected_calibration_error(test, self.rows.test_y),
+            "ece": expected_calibration_error(calibrated, self.rows.test_y),
+            "coverage": float(sets[np.arange(len(sets)), self.rows.test_y].mean()),
+            "set_size": float(sets.sum(1).mean()),
+        }
+
+    def _error(self, p: np.ndarray) -> float:
+        return 100 * float((p.argmax(1) != self.rows.test_y).mean())
 
 
 def drawn(truth: np.ndarray, each: int, seed: int) -> np.ndarray:
@@ -111,26 +161,23 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="JSON lines, one for each finished run")
     parser.add_argument("--data", default="digits")
     parser.add_argument("--labels", type=int, nargs="+", default=[50])
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
-    parser.add_argument("--steps", type=int, help="updates of a training; by default by the number of rows")
-    parser.add_argument("--alpha", type=float, default=50.0, help="of M2")
-    parser.add_argument("--reach", type=float, default=0.35, help="of the smooth classifier")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS[:-1]), choices=METHODS)
+    parser.add_argument("--held-out", action="store_true", help="test on training rows; take other seeds")
     chosen = parser.parse_args()
     lines = [json.loads(line) for line in chosen.out.read_text().splitlines()] if chosen.out.exists() else []
-    settings = {"steps": chosen.steps, "alpha": chosen.alpha, "reach": chosen.reach}
-    lines = [line for line in lines if all(line[key] == value for key, value in settings.items())]
     done = {(line["data"], line["labels"], line["seed"], line["method"]) for line in lines}
-    for labels in chosen.labels:
-        for seed in range(chosen.seeds):
-            missing = [m for m in chosen.methods if (chosen.data, labels, seed, m) not in done]
-            task = Task(chosen.data, labels, seed, chosen.steps) if missing else None
-            for method in missing:
-                assert task is not None
+    rows = None
+    for seed in chosen.seeds:
+        for labels in chosen.labels:
+            for method in chosen.methods:
+                if (chosen.data, labels, seed, method) in done:
+                    continue
+                rows = rows or Rows(chosen.data, held_out=chosen.held_out)
                 began = time.perf_counter()
-                error = task.error(method, chosen.alpha, chosen.reach)
-                line = {"data": chosen.data, "labels": labels, "seed": seed, "method": method, "error": error}
-                lines.append(line | {"seconds": time.perf_counter() - began} | settings)
+                line = {"data": chosen.data, "labels": labels, "seed": seed, "method": method}
+                line |= Draw(rows, labels, seed).measure(method)
+                lines.append(line | {"seconds": time.perf_counter() - began})
                 with chosen.out.open("a") as file:
                     file.write(json.dumps(lines[-1]) + "\n")
                 print(json.dumps(lines[-1]), flush=True)
