@@ -7,7 +7,7 @@ from pyrovae.labelling.comparison import Comparison, Trial, compare_labellers, l
 from pyrovae.labelling.density import Density, Neighbourhood
 from pyrovae.labelling.features import Features, Pixels, TableFeatures, as_rows, infer_features
 from pyrovae.labelling.front import METHODS, candidates, label
-from pyrovae.labelling.methods import Labeller, NetworkLabeller, Smooth, Supervised, VariationalM2
+from pyrovae.labelling.methods import Labeller, NetworkLabeller, Smooth, SpreadLabeller, Supervised, VariationalM2
 from pyrovae.labelling.propagation import LatentPropagation
 from pyrovae.labelling.result import Labelling
 from pyrovae.labelling.trained import Calibration, TrainedLabeller, load_labeller
@@ -32,6 +32,7 @@ __all__ = [
     "SelfTraining",
     "Sizes",
     "Smooth",
+    "SpreadLabeller",
     "Supervised",
     "TableFeatures",
     "Temperature",

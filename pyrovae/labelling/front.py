@@ -49,13 +49,14 @@ def candidates(
         neighbourhood: of the rows that will be trained on.
         seed: of everything random.
     """
+    own = features, classes, sizes
     return {
-        "supervised": [Supervised(features, classes, sizes, seed=seed)],
+        "supervised": [Supervised(*own, seed=seed)],
         "gradient-boosting": [GradientBoosting(classes, seed)],
         "self-training": [SelfTraining(classes, seed)],
         "label-spreading": [GraphSpreading(classes, seed)],
-        "m2": [VariationalM2(features, classes, sizes, alpha=alpha, seed=seed) for alpha in (10.0, 100.0)],
-        "smooth": [Smooth(features, classes, sizes, density, neighbourhood, seed=seed)],
+        "m2": [VariationalM2(*own, density, neighbourhood, alpha=alpha, seed=seed) for alpha in (10.0, 100.0)],
+        "smooth": [Smooth(*own, density, neighbourhood, seed=seed)],
     }
 
 

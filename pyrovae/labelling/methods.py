@@ -17,7 +17,7 @@ from pyrovae.labelling.training import BATCH, Lengths, Sizes, classified, flat_t
 from pyrovae.models import SemiSupervisedVAE
 from pyrovae.objectives import ELBO, Classification, LabelEntropy, LabelMarginal, Objective, VirtualAdversarial
 
-__all__ = ["Labeller", "NetworkLabeller", "Smooth", "Supervised", "VariationalM2", "typical_distance"]
+__all__ = ["Labeller", "NetworkLabeller", "Smooth", "SpreadLabeller", "Supervised", "VariationalM2", "typical_distance"]
 
 _MARKS = (0.25, 0.5, 0.75, 1.0)
 _SHARE = 0.25  # of rows with a label in a batch
@@ -99,9 +99,7 @@ class NetworkLabeller(Labeller):
     def by_length(self, x: np.ndarray, y: np.ndarray, watched: np.ndarray) -> dict[float, np.ndarray]:
         """One training tells all lengths: the learning rate does not depend on where it ends."""
         self._prepare()
-        lengths = Lengths(1.0, _MARKS, lambda: self.probabilities(watched))
-        self._train(x, y, lengths)
-        return lengths.found
+        return self._watched(x, y, watched)
 
     def of_length(self, length: float) -> "NetworkLabeller":
         """An untrained copy that trains for a share of the time."""
@@ -120,6 +118,11 @@ class NetworkLabeller(Labeller):
     @abc.abstractmethod
     def _train(self, x: np.ndarray, y: np.ndarray, lengths: Lengths) -> None:
         """Train the model."""
+
+    def _watched(self, x: np.ndarray, y: np.ndarray, watched: np.ndarray) -> dict[float, np.ndarray]:
+        lengths = Lengths(1.0, _MARKS, lambda: self.probabilities(watched))
+        self._train(x, y, lengths)
+        return lengths.found
 
     def _fit(self, x: Any, y: np.ndarray | None, objective: Objective, lengths: Lengths | None, **how: Any) -> None:
         fit(
@@ -169,19 +172,20 @@ class Supervised(NetworkLabeller):
             self._fit(rows, labels, Classification(), lengths, **how)
 
 
-class VariationalM2(NetworkLabeller):
-    """M2: the ELBO of rows with and without labels, plus alpha times the classifier's own loss.
+class SpreadLabeller(NetworkLabeller):
+    """Abstract: a classifier warmed up on labels that spread in the codes of a VAE, each as heavy as it is sure.
 
     Args:
         features: of the rows.
         classes: how many.
         sizes: of networks and training.
-        alpha: weight of the classifier's loss per labelled row.
+        density: a VAE of the rows.
+        neighbourhood: of the rows that ``fit`` will be given; None makes it there.
         seed: of everything random.
-        length: share of the training.
+        length: share of the second part of the training; 0 stops after the warm-up.
 
     References:
-        Semi-supervised learning with deep generative models (Kingma, Rezende, Mohamed and Welling, 2014)
+        Learning with local and global consistency (Zhou et al., 2004)
     """
 
     uses_unlabelled = True
@@ -191,27 +195,101 @@ class VariationalM2(NetworkLabeller):
         features: Features,
         classes: int,
         sizes: Sizes,
+        density: Density,
+        neighbourhood: Neighbourhood | None = None,
+        *,
+        seed: int = 0,
+        length: float = 1.0,
+    ) -> None:
+        super().__init__(features, classes, sizes, seed=seed, length=length)
+        self.density, self.neighbourhood = density, neighbourhood
+
+    @abc.abstractmethod
+    def _warm_up(self, x: np.ndarray, soft: np.ndarray, **how: Any) -> None:
+        """Learn from spread labels, shape ``(rows, classes)``."""
+
+    @abc.abstractmethod
+    def _go_on(self, x: np.ndarray, y: np.ndarray, lengths: Lengths) -> None:
+        """Learn from true labels and all other rows."""
+
+    def _train(self, x: np.ndarray, y: np.ndarray, lengths: Lengths) -> None:
+        self._begin(x, y)
+        if self.length > 0:
+            self._go_on(x, y, lengths)
+
+    def _watched(self, x: np.ndarray, y: np.ndarray, watched: np.ndarray) -> dict[float, np.ndarray]:
+        """All lengths, and after the warm-up alone as length 0."""
+        self._begin(x, y)
+        lengths = Lengths(1.0, _MARKS, lambda: self.probabilities(watched))
+        found = {0.0: self.probabilities(watched)}
+        self._go_on(x, y, lengths)
+        return found | lengths.found
+
+    def _begin(self, x: np.ndarray, y: np.ndarray) -> None:
+        near = self.neighbourhood
+        if near is None or len(near.codes) != len(x):
+            near = Neighbourhood(self.density.codes(x), LatentPropagation())
+        soft = near.soft_labels(y, self.classes).astype(np.float32)
+        entropy = -(soft * np.log(np.maximum(soft, 1e-12))).sum(1) / np.log(self.classes)
+        weights = np.maximum(1 - entropy, 0) + 1e-3
+        self._warm_up(x, soft, batch_size=BATCH, weights=weights / weights.mean())
+
+
+class VariationalM2(SpreadLabeller):
+    """M2: the ELBO of rows with and without labels, plus alpha times the classifier's own loss.
+
+    From nothing, q(y|x) and p(x|z, y) agree on classes of their own before labels can matter. So the warm-up takes
+    spread labels for true ones; then they are forgotten, and classes are summed over where no true label is.
+
+    Args:
+        features: of the rows.
+        classes: how many.
+        sizes: of networks and training.
+        density: a VAE of the rows.
+        neighbourhood: of the rows that ``fit`` will be given; None makes it there.
+        alpha: weight of the classifier's loss per labelled row.
+        seed: of everything random.
+        length: share of the second part of the training; 0 stops after the warm-up.
+
+    References:
+        Semi-supervised learning with deep generative models (Kingma, Rezende, Mohamed and Welling, 2014)
+    """
+
+    def __init__(
+        self,
+        features: Features,
+        classes: int,
+        sizes: Sizes,
+        density: Density,
+        neighbourhood: Neighbourhood | None = None,
         *,
         alpha: float = 50.0,
         seed: int = 0,
         length: float = 1.0,
     ) -> None:
-        super().__init__(features, classes, sizes, seed=seed, length=length)
+        super().__init__(features, classes, sizes, density, neighbourhood, seed=seed, length=length)
         self.alpha = alpha
 
-    def _train(self, x: np.ndarray, y: np.ndarray, lengths: Lengths) -> None:
-        self._fit_mixed(x, y, ELBO() + Classification(self.alpha), lengths)
+    def _warm_up(self, x: np.ndarray, soft: np.ndarray, **how: Any) -> None:
+        epochs = max(1, self.sizes.epochs(len(x), BATCH) // 2)  # no class is summed over: it costs little
+        self._fit(x, soft.argmax(1), self._objective(), None, epochs=epochs, **how)
+
+    def _go_on(self, x: np.ndarray, y: np.ndarray, lengths: Lengths) -> None:
+        self._fit_mixed(x, y, self._objective(), lengths)
+
+    def _objective(self) -> Objective:
+        return ELBO() + Classification(self.alpha)
 
     def __str__(self) -> str:
         return f"alpha {self.alpha:g}"
 
 
-class Smooth(NetworkLabeller):
+class Smooth(SpreadLabeller):
     """A smooth classifier: warmed up on labels that spread in the codes of a VAE, then regularised on all rows.
 
-    The warm-up weighs spread labels by how sure they are. Afterwards come true labels, virtual adversarial smoothness
-    within ``reach`` times the typical distance of a row to its nearest neighbour, the entropy of unlabelled rows, and
-    their classes' shares against those of the labels. No term is generative: the VAE helps by its codes.
+    After the warm-up come true labels, virtual adversarial smoothness within ``reach`` times the typical distance of a
+    row to its nearest neighbour, the entropy of unlabelled rows, and their classes' shares against those of the labels.
+    No term is generative: the VAE helps by its codes.
 
     Args:
         features: of the rows.
@@ -225,10 +303,8 @@ class Smooth(NetworkLabeller):
 
     References:
         Virtual adversarial training: a regularization method for supervised and semi-supervised learning
-        (Miyato, Maeda, Koyama and Ishii, 2018); Learning with local and global consistency (Zhou et al., 2004)
+        (Miyato, Maeda, Koyama and Ishii, 2018)
     """
-
-    uses_unlabelled = True
 
     def __init__(
         self,
@@ -242,33 +318,12 @@ class Smooth(NetworkLabeller):
         seed: int = 0,
         length: float = 1.0,
     ) -> None:
-        super().__init__(features, classes, sizes, seed=seed, length=length)
-        self.density, self.neighbourhood, self.reach = density, neighbourhood, reach
+        super().__init__(features, classes, sizes, density, neighbourhood, seed=seed, length=length)
+        self.reach = reach
 
-    def by_length(self, x: np.ndarray, y: np.ndarray, watched: np.ndarray) -> dict[float, np.ndarray]:
-        """All lengths, and after the warm-up alone as length 0."""
-        self._prepare()
-        self._warm_up(x, y)
-        found = {0.0: self.probabilities(watched)}
-        lengths = Lengths(1.0, _MARKS, lambda: self.probabilities(watched))
-        self._go_on(x, y, lengths)
-        return found | lengths.found
-
-    def _train(self, x: np.ndarray, y: np.ndarray, lengths: Lengths) -> None:
-        self._warm_up(x, y)
-        if self.length > 0:
-            self._go_on(x, y, lengths)
-
-    def _warm_up(self, x: np.ndarray, y: np.ndarray) -> None:
-        near = self.neighbourhood
-        if near is None or len(near.codes) != len(x):
-            near = Neighbourhood(self.density.codes(x), LatentPropagation())
-        soft = near.soft_labels(y, self.classes).astype(np.float32)
-        entropy = -(soft * np.log(np.maximum(soft, 1e-12))).sum(1) / np.log(self.classes)
-        weights = np.maximum(1 - entropy, 0) + 1e-3
+    def _warm_up(self, x: np.ndarray, soft: np.ndarray, **how: Any) -> None:
         epochs = max(1, self.sizes.epochs(len(x), BATCH) // 3)
-        how = {"epochs": epochs, "batch_size": BATCH, "weights": weights / weights.mean()}
-        self._fit(x, soft, Classification(), None, **how)
+        self._fit(x, soft, Classification(), None, epochs=epochs, **how)
 
     def _go_on(self, x: np.ndarray, y: np.ndarray, lengths: Lengths) -> None:
         counts = np.bincount(y[y >= 0], minlength=self.classes) + 1.0

@@ -101,7 +101,7 @@ class Draw:
         if method == "supervised":
             return Supervised(*own, seed=self.seed)
         if method == "M2":
-            return VariationalM2(*own, alpha=ALPHA, seed=self.seed)
+            return VariationalM2(*own, *self.rows.density(self.seed), alpha=ALPHA, seed=self.seed)
         return Smooth(*own, *self.rows.density(self.seed), reach=REACH, seed=self.seed)
 
     def _calibration(self) -> dict[str, float]:
