@@ -66,7 +66,7 @@ from pyrovae.handlers import temper
 from pyrovae.labelling import Labeller, Labelling, LatentPropagation, label, load_labeller
 from pyrovae.missing import MaskAware, Masked
 from pyrovae.models import VAE, AuxiliaryVAE, GaussianMixtureVAE, Labelled, Model, SemiSupervisedVAE, SkipVAE, VaDE
-from pyrovae.nn import MLP, ConvNet, GatedMLP, ResNet
+from pyrovae.nn import MLP, ConvNet, GatedMLP, GRUDecoder, GRUEncoder, ResNet
 from pyrovae.objectives import (
     CIWAE,
     DIPVAE,
@@ -102,6 +102,7 @@ from pyrovae.objectives import (
 )
 from pyrovae.priors import ExemplarPrior, Mixture, SphereUniform, StandardNormal, VampPrior
 from pyrovae.refinement import Refined, refine
+from pyrovae.text import Text, decode_text, encode_text
 
 __all__ = [
     "CIWAE",
@@ -158,6 +159,8 @@ __all__ = [
     "FlowTransform",
     "FreeBits",
     "FullNormal",
+    "GRUDecoder",
+    "GRUEncoder",
     "Gamma",
     "GatedMLP",
     "GaussianMixtureVAE",
@@ -222,6 +225,7 @@ __all__ = [
     "StudentT",
     "Sum",
     "Sylvester",
+    "Text",
     "Threshold",
     "TrainingDiverged",
     "VaDE",
@@ -239,8 +243,10 @@ __all__ = [
     "compiled",
     "conditional_log_prob",
     "data",
+    "decode_text",
     "distributions",
     "elbo_terms",
+    "encode_text",
     "errors",
     "fit",
     "impute",

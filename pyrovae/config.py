@@ -28,6 +28,7 @@ from pyrovae.data.gate import Schema
 from pyrovae.errors import ConfigError, ModelFileError
 from pyrovae.missing import MaskAware, Masked
 from pyrovae.spec import build, closest
+from pyrovae.text import Text
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -54,11 +55,12 @@ _FAMILIES = _final(Head, families, flows)
 _ROLES: dict[str, Parts] = {
     "prior": _final(Conditional, priors, autoregressive) | _FAMILIES,
     "posterior": _FAMILIES,
-    "likelihood": _FAMILIES | _named(Columns),
+    "likelihood": _FAMILIES | _named(Columns, Text),
     "base": _FAMILIES,
     "transform": _final(flows.FlowTransform, flows),
     "scale": _final(families.Scale, families),
-    "net": _named(networks.MLP, networks.GatedMLP, networks.ConvNet, networks.ResNet, nn.Linear, MaskAware),
+    "net": _named(networks.MLP, networks.GatedMLP, networks.ConvNet, networks.ResNet, nn.Linear, MaskAware)
+    | _named(networks.GRUDecoder, networks.GRUEncoder),
     "activation": _named(nn.ReLU, nn.SiLU, nn.GELU, nn.Softplus, nn.Tanh, nn.ELU, nn.LeakyReLU),
     "norm": _named(nn.BatchNorm1d, nn.LayerNorm),
     "objective": _final(objectives.Objective, objectives),

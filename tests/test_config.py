@@ -114,7 +114,7 @@ OBJECTS = {
     ],
 }
 BUILDERS = {  # described as arguments of a head, never alone
-    *("MLP", "GatedMLP", "ConvNet", "ResNet", "Linear"),
+    *("MLP", "GatedMLP", "ConvNet", "ResNet", "Linear", "GRUDecoder", "GRUEncoder"),
     *("MaskAware", "ColumnAware", "Column"),
     *("NetworkScale", "LearnedScale", "SharedScale", "FixedScale", "OptimalScale"),
 }

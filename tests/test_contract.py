@@ -84,10 +84,12 @@ SIZED = {
     "Autoregressive": lambda size: pv.Autoregressive((size, 4), hidden=(8,)),
     "Columns": lambda size: pv.Columns({f"column {i}": pv.Laplace for i in range(size)}),
     "Masked": lambda size: pv.Masked(pv.Normal(size)),
+    "Text": lambda size: pv.Text(size, net=functools.partial(pv.GRUDecoder, hidden=5), vocabulary=3),
 }
 REAL = ("Normal", "Laplace", "StudentT")
 # torch's Linear is a network too: a linear VAE
 NETWORKS = {"MLP": pv.MLP, "GatedMLP": pv.GatedMLP, "ConvNet": pv.ConvNet, "ResNet": pv.ResNet}
+SEQUENCES = {"GRUDecoder", "GRUEncoder"}  # of strings alone: tests/test_text.py
 small = functools.partial(pv.MLP, hidden=(5,))
 
 
@@ -97,7 +99,7 @@ def test_the_table_holds_every_exported_part():
         n for n in parts if issubclass(getattr(pv, n), pv.Conditional) and not inspect.isabstract(getattr(pv, n))
     }
     assert conditionals == {n.split(",")[0] for n in (*HEADS, *VECTORS, *PRIORS, *SIZED)}
-    assert {n for n in parts if getattr(pv, n).__module__.startswith("pyrovae.nn")} == set(NETWORKS)
+    assert {n for n in parts if getattr(pv, n).__module__.startswith("pyrovae.nn")} == set(NETWORKS) | SEQUENCES
     scales = {n for n in parts if issubclass(getattr(pv, n), pv.Scale) and not inspect.isabstract(getattr(pv, n))}
     assert scales == {n for n in NAMES if n.endswith("Scale")}
 

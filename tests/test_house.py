@@ -27,6 +27,7 @@ ORDER = [
     "priors",
     "missing",
     "columns",
+    "text",
     "handlers",
     "graphs",
     "evaluation",

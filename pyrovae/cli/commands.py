@@ -240,7 +240,8 @@ def parts() -> None:
 
     table = all_parts()
     of_nets, families = {role: table.pop(role) for role in ("activation", "norm")}, table.pop("base")
-    table = {"prior": {n: p for n, p in table["prior"].items() if n not in families}, "family": families} | {
+    alone = {r: {n: p for n, p in table[r].items() if n not in families} for r in ("prior", "likelihood")}
+    table = {"prior": alone["prior"], "family": families, "likelihood": alone["likelihood"]} | {
         role: named for role, named in table.items() if role not in ("prior", "posterior", "likelihood")
     }
     inner = {

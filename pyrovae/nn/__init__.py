@@ -9,16 +9,20 @@ function of your own.
 from pyrovae.nn.dense import MLP, Constant, GatedMLP
 from pyrovae.nn.images import ConvNet, ResNet
 from pyrovae.nn.joining import Join, SplitLinear, Splittable
+from pyrovae.nn.sequences import GRUDecoder, GRUEncoder, SequenceDecoder
 from pyrovae.nn.shapes import NetBuilder, Shape, batched, dims
 
 __all__ = [
     "MLP",
     "Constant",
     "ConvNet",
+    "GRUDecoder",
+    "GRUEncoder",
     "GatedMLP",
     "Join",
     "NetBuilder",
     "ResNet",
+    "SequenceDecoder",
     "Shape",
     "SplitLinear",
     "Splittable",

@@ -35,7 +35,7 @@ from pyrovae.labelling import (
 )
 
 METHODS = ("supervised", "spreading", "propagation", "M2", "smooth", "calibration")
-STEPS = {"supervised": 1500, "propagation": 5000, "M2": 5000, "smooth": 5000, "calibration": 2500}  # of 60,000 rows
+STEPS = {"supervised": 1500, "propagation": 5000, "M2": 1500, "smooth": 5000, "calibration": 2500}  # of 60,000 rows
 ALPHA, REACH = 50.0, 0.35
 COVERAGE = 0.95
 
