@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -84,7 +84,10 @@ class Text(Conditional):
             raise ConfigError(f"vocabulary: expected the number of symbols, at least 1, received {vocabulary!r}")
         self.join = None if context is None else Join([as_shape(dims(s)) for s in several(context)])
         # it writes the end and every symbol; it reads the beginning, every symbol, and one that is hidden
-        self.network = net(None if self.join is None else self.join.shape, vocabulary + 1, vocabulary + 2)
+        builder: Callable[..., Any] = net  # of one more argument than other networks
+        self.network: SequenceDecoder = builder(
+            None if self.join is None else self.join.shape, vocabulary + 1, vocabulary + 2
+        )
         self.register_buffer("like", torch.zeros(length), persistent=False)
 
     def forward(self, *context: Tensor | None) -> Strings:

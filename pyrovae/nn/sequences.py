@@ -86,7 +86,8 @@ class GRUDecoder(SequenceDecoder):
         self.inputs = nn.Linear(embedding, 3 * hidden, bias=False)
         self.context = None if in_shape is None else MLP(in_shape, 3 * hidden, hidden=())
         self.recurrent = nn.Linear(hidden, 3 * hidden)
-        self.output = nn.Linear(hidden, *dims(out_shape, "out_shape"))
+        (size,) = dims(out_shape, "out_shape")
+        self.output = nn.Linear(hidden, size)
 
     def forward(self, x: Tensor, *more: Tensor) -> Tensor:
         """``W_z z + W_y y``, shape ``(*batch, 3 * hidden)``."""
@@ -142,15 +143,15 @@ class GRUEncoder(Splittable):
         _check_sizes(length=length, vocabulary=vocabulary, hidden=hidden, embedding=embedding)
         self.in_shape, self.out_shape, self.length, self.vocabulary = in_shape, out_shape, length, vocabulary
         self.hidden, self.embedding = hidden, embedding
-        size = dims(in_shape, "in_shape")
-        if len(size) > 1 or size[0] < length:
+        size, *others = dims(in_shape, "in_shape")
+        if others or size < length:
             raise ValueError(f"in_shape: expected at least the {length} numbers of the sequence, received {in_shape}")
         self.vectors = nn.Embedding(vocabulary + 1, embedding)
         self.inputs = nn.Linear(embedding, 2 * 3 * hidden, bias=False)
         bound = hidden**-0.5
         self.weight = nn.Parameter(torch.empty(2, hidden, 3 * hidden).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(2, 1, 3 * hidden).uniform_(-bound, bound))
-        self.readout = MLP(2 * hidden + size[0] - length, out_shape, hidden=(hidden,))
+        self.readout = MLP(2 * hidden + size - length, out_shape, hidden=(hidden,))
 
     def forward(self, x: Tensor, *more: Tensor) -> Tensor:
         """Map ``(rows, in_shape)`` to ``(rows, *out_shape)``, or the sequence and vectors to ``(*batch, *out_shape)``.
@@ -160,7 +161,8 @@ class GRUEncoder(Splittable):
             *more: The vectors ``(*batch_i, size_i)``.
         """
         if not more and x.shape[-1] > self.length:
-            x, *more = x.split([self.length, x.shape[-1] - self.length], -1)
+            x, *rest = x.split([self.length, x.shape[-1] - self.length], -1)
+            more = tuple(rest)
         if x.shape[-1] != self.length:
             raise ValueError(
                 f"GRUEncoder: expected a sequence of {self.length} numbers before everything else, received "
