@@ -20,7 +20,6 @@ from pyrovae.objectives import ELBO, Classification, LabelEntropy, LabelMarginal
 __all__ = ["Labeller", "NetworkLabeller", "Smooth", "SpreadLabeller", "Supervised", "VariationalM2", "typical_distance"]
 
 _MARKS = (0.25, 0.5, 0.75, 1.0)
-_SHARE = 0.25  # of rows with a label in a batch
 _FEW = 64  # rows in a batch of labelled ones
 
 
@@ -124,26 +123,37 @@ class NetworkLabeller(Labeller):
         self._train(x, y, lengths)
         return lengths.found
 
-    def _fit(self, x: Any, y: np.ndarray | None, objective: Objective, lengths: Lengths | None, **how: Any) -> None:
+    def _fit(
+        self,
+        x: Any,
+        y: np.ndarray | None,
+        objective: Objective,
+        lengths: Lengths | None,
+        slower: float = 1.0,
+        **how: Any,
+    ) -> None:
         fit(
             self.model,
             x,
             y,
             objective=objective,
-            optimizer=functools.partial(torch.optim.Adam, lr=self.sizes.learning_rate),
+            optimizer=functools.partial(torch.optim.Adam, lr=slower * self.sizes.learning_rate),
             scheduler=flat_then_down,
             callbacks=[] if lengths is None else [lengths],
             seed=self.seed,
             compile=self.sizes.level,
+            precision=self.sizes.precision,
             progress=False,
             **how,
         )
 
-    def _fit_mixed(self, x: np.ndarray, y: np.ndarray, objective: Objective, lengths: Lengths) -> None:
-        """Train on rows with and without labels, with at least a quarter of each batch labelled."""
-        few = 0 < (y >= 0).mean() < _SHARE
-        rows = int((y < 0).sum() / (1 - _SHARE)) if few else len(y)
-        how = {"labelled": _SHARE} if few else {}
+    def _fit_mixed(
+        self, x: np.ndarray, y: np.ndarray, objective: Objective, lengths: Lengths, share: float = 0.25, **how: Any
+    ) -> None:
+        """Train on rows with and without labels, with at least a share of each batch labelled."""
+        few = 0 < (y >= 0).mean() < share
+        rows = int((y < 0).sum() / (1 - share)) if few else len(y)
+        how |= {"labelled": share} if few else {}
         self._fit(x, y, objective, lengths, epochs=self.sizes.epochs(rows, BATCH), batch_size=BATCH, **how)
 
 
@@ -239,7 +249,8 @@ class VariationalM2(SpreadLabeller):
     """M2: the ELBO of rows with and without labels, plus alpha times the classifier's own loss.
 
     From nothing, q(y|x) and p(x|z, y) agree on classes of their own before labels can matter. So the warm-up takes
-    spread labels for true ones; then they are forgotten, and classes are summed over where no true label is.
+    spread labels for true ones; then they are forgotten, and classes are summed over where no true label is: slowly,
+    with many true labels in a batch, for the ELBO alone would leave them.
 
     Args:
         features: of the rows.
@@ -271,11 +282,11 @@ class VariationalM2(SpreadLabeller):
         self.alpha = alpha
 
     def _warm_up(self, x: np.ndarray, soft: np.ndarray, **how: Any) -> None:
-        epochs = max(1, self.sizes.epochs(len(x), BATCH) // 2)  # no class is summed over: it costs little
+        epochs = self.sizes.epochs(len(x), BATCH)  # no class is summed over: it costs little
         self._fit(x, soft.argmax(1), self._objective(), None, epochs=epochs, **how)
 
     def _go_on(self, x: np.ndarray, y: np.ndarray, lengths: Lengths) -> None:
-        self._fit_mixed(x, y, self._objective(), lengths)
+        self._fit_mixed(x, y, self._objective(), lengths, share=0.5, slower=0.5)
 
     def _objective(self) -> Objective:
         return ELBO() + Classification(self.alpha)

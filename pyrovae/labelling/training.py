@@ -38,6 +38,8 @@ class Sizes:
         steps: updates, about.
         learning_rate: of Adam.
         classifier: another network for q(y|x).
+        compile: how updates are run where they are many, as ``fit`` takes it.
+        precision: of matrix products, as ``fit`` takes it.
     """
 
     latent: int
@@ -45,6 +47,8 @@ class Sizes:
     steps: int
     learning_rate: float = 1e-3
     classifier: NetBuilder | None = None
+    compile: str = "replay"
+    precision: str = "float32"
 
     def epochs(self, rows: int, batch: int) -> int:
         """Passes that make about so many updates."""
@@ -52,8 +56,8 @@ class Sizes:
 
     @property
     def level(self) -> str:
-        """How updates are run: numbers are the same."""
-        return "replay" if self.steps >= _PAYS else "eager"
+        """How updates are run: what ``compile`` says, where a graph pays."""
+        return self.compile if self.steps >= _PAYS else "eager"
 
     def vae(self, features: Features) -> VAE:
         """A VAE of the rows."""
