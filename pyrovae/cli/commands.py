@@ -37,7 +37,10 @@ def _main(
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, as `pyrovae fit` leaves it.")]
 DataArgument = Annotated[
-    str, typer.Argument(metavar="DATA", help="Name of a data set, or a file: npy, npz, csv, parquet, IDX.")
+    str,
+    typer.Argument(
+        metavar="DATA", help="Name of a data set, a file (npy, npz, csv, parquet, IDX), or a folder of images."
+    ),
 ]
 Out = Annotated[Path, typer.Option("--out", help="File to write.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
@@ -54,7 +57,9 @@ def _option(name: str, text: str) -> Any:
 
 @app.command()
 def fit(
-    data: Annotated[str | None, typer.Argument(metavar="DATA", help="Name of a data set, or a file.")] = None,
+    data: Annotated[
+        str | None, typer.Argument(metavar="DATA", help="Name of a data set, a file, or a folder of images.")
+    ] = None,
     out: Annotated[Path | None, _option("--out", "Run directory; by default the first free runs/NAME.")] = None,
     config: Annotated[Path | None, _option("--config", "TOML file with any of these options as keys.")] = None,
     prior: Annotated[str | None, _option("--prior", "Such as mixture, 'vamp(components=500)'.")] = None,
@@ -277,3 +282,54 @@ def _free(path: Path, endings: tuple[str, ...], *, overwrite: bool) -> Path:
     if not os.access(path.parent, os.W_OK):
         raise ResourceError(f"{path}: {path.parent} cannot be written; choose another --out")
     return path
+
+
+compare = typer.Typer(no_args_is_help=True, help="Compare methods, or ways to ask for labels, where labels are known.")
+app.add_typer(compare, name="compare")
+
+Labels = Annotated[str | None, _option("--labels", "Numbers of labels with commas between them, such as 20,50,100.")]
+Seeds = Annotated[int, typer.Option("--seeds", help="Draws of labels, with the seeds 0, 1, ...")]
+Steps = Annotated[int | None, _option("--steps", "Updates of a training; by default by the number of rows.")]
+Known = Annotated[str | None, _option("--label-column", "Column of a table that holds the labels.")]
+Lines = Annotated[Path, typer.Option("--out", help="JSON lines of finished runs, gone on with if there; and a .png.")]
+
+
+@compare.command("labels")
+def compare_labels(
+    data: DataArgument,
+    labels: Labels = None,
+    methods: Annotated[
+        str, typer.Option("--methods", help="Names with commas between them; propagation is one more.")
+    ] = "supervised,gradient-boosting,self-training,label-spreading,m2,smooth",
+    seeds: Seeds = 5,
+    steps: Steps = None,
+    label_column: Known = None,
+    out: Lines = Path("labels.jsonl"),
+) -> None:
+    """Error on test rows by method and number of labels, all other labels hidden."""
+    from pyrovae.cli import compare
+
+    chosen = {"seeds": seeds, "steps": steps, "label_column": label_column}
+    path = _free(out, (".jsonl",), overwrite=True)
+    compare.labels(data, compare.numbers("--labels", labels), compare.listed(methods), path, **chosen)
+
+
+@compare.command("asking")
+def compare_asking(
+    data: DataArgument,
+    labels: Labels = None,
+    method: Annotated[str, typer.Option("--method", help="What is trained in every round.")] = "supervised",
+    seeds: Seeds = 5,
+    steps: Steps = None,
+    batch: Annotated[
+        int | None, _option("--batch", "Labels asked for at once, at most; by default up to the next number.")
+    ] = None,
+    label_column: Known = None,
+    out: Lines = Path("asking.jsonl"),
+) -> None:
+    """Error on test rows by the number of labels asked for: the rows that ask_next names, or any."""
+    from pyrovae.cli import compare
+
+    chosen = {"seeds": seeds, "steps": steps, "batch": batch, "label_column": label_column}
+    path = _free(out, (".jsonl",), overwrite=True)
+    compare.asking(data, compare.numbers("--labels", labels), method.strip(), path, **chosen)

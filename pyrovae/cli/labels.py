@@ -1,5 +1,6 @@
 """The command ``label``: a table with a few labels in, the same table with all of them out."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,12 @@ from pyrovae import data as datasets
 from pyrovae import runs
 from pyrovae.cli.using import write_frame
 from pyrovae.errors import ConfigError, DataError
-from pyrovae.labelling import Labelling, as_rows, load_labeller
+from pyrovae.labelling import Features, Labelling, Pixels, as_rows, load_labeller
 from pyrovae.labelling import label as label_rows
 
 __all__ = ["label"]
+
+_IMAGES = "images of a folder have theirs in sub-folders named by class, or in a labels.csv"
 
 
 def label(data: str, label_column: str | None, model: Path | None, save: Path | None, out: Path, **how: Any) -> None:
@@ -22,11 +25,16 @@ def label(data: str, label_column: str | None, model: Path | None, save: Path | 
     else:
         rows, y = _read(data, label_column)
         if y is None:
-            raise ConfigError(f"{data}: which column holds the labels? Name it, --label-column NAME")
-        directory = runs.free(f"{Path(data).name.split('.')[0]}-labels") if save is None else save
+            raise ConfigError(f"{data}: which column holds the labels? Name it, --label-column NAME; {_IMAGES}")
+        directory = runs.free(f"{Path(data).resolve().name.split('.')[0]}-labels") if save is None else save
         found = label_rows(rows, y, directory=directory, source=data, **how)
         print(found.text)
-        print(f"\nlabeller written to {directory}; for later files: pyrovae label FILE --model {directory}")
+        pictures = found.save_pictures(directory)[1:]
+        runs.seal(directory, {"kind": "labeller"})
+        print(
+            f"\nlabeller, report.txt and {len(pictures)} pictures written to {directory}; for later files: pyrovae "
+            f"label FILE --model {directory}"
+        )
     _write(out, found)
     given, unsure = found.given >= 0, int(found.abstain.sum())
     print(f"{len(given):,} rows written to {out}: {given.sum():,} had a label, {unsure:,} are better looked at")
@@ -35,7 +43,7 @@ def label(data: str, label_column: str | None, model: Path | None, save: Path | 
 def _by_model(data: str, label_column: str | None, model: Path) -> Labelling:
     labeller = load_labeller(model)
     rows, y = _read(data, label_column)
-    found = labeller.label(rows, y, source=data)
+    found = labeller.label(_in_colour(rows, labeller.features), y, source=data)
     print(f"labelled by {model} ({labeller.method})")
     return found
 
@@ -46,6 +54,8 @@ def _read(data: str, label_column: str | None) -> tuple[Any, Any]:
         table = datasets.load(data, label_column=label_column).train
     else:
         table = datasets.read(data, label_column=label_column, texts=())
+    if table.files is not None:
+        return table, table.y
     rows = as_rows(table)
     if label_column is None or table.y is None:
         return rows, table.y
@@ -53,6 +63,13 @@ def _read(data: str, label_column: str | None) -> tuple[Any, Any]:
         raise DataError(f"{data}: the column {label_column!r} is there twice")
     rows[label_column] = np.asarray(table.y)
     return rows, label_column
+
+
+def _in_colour(rows: Any, features: Features) -> Any:
+    """Grey images as colour images, if the labels were learned from such."""
+    grey = isinstance(rows, datasets.Table) and rows.x.shape[1] == 1
+    coloured = isinstance(features, Pixels) and len(features.shape) == 3 and features.shape[0] == 3
+    return replace(rows, x=rows.x.repeat(3, axis=1)) if grey and coloured else rows
 
 
 def _write(out: Path, found: Labelling) -> None:

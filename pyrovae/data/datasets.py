@@ -115,7 +115,7 @@ def load(
     ``$PYROVAE_OFFLINE`` is set. Their content is verified by SHA-256 at every load.
 
     Args:
-        name_or_path: one of :func:`names`, or a file that :func:`pyrovae.data.readers.read` understands.
+        name_or_path: one of :func:`names`, or a file or folder that :func:`pyrovae.data.readers.read` understands.
         label_column: see ``read``; for files only.
         key: see ``read``; for files only.
         texts: see ``read``; the data sets that have a name hold none.

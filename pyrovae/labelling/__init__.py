@@ -7,14 +7,25 @@ from pyrovae.labelling.comparison import Comparison, Trial, compare_labellers, l
 from pyrovae.labelling.density import Density, Neighbourhood
 from pyrovae.labelling.features import Features, Pixels, TableFeatures, as_rows, infer_features
 from pyrovae.labelling.front import METHODS, candidates, label
+from pyrovae.labelling.hidden import StudyRows, draw_labels
 from pyrovae.labelling.methods import Labeller, NetworkLabeller, Smooth, SpreadLabeller, Supervised, VariationalM2
 from pyrovae.labelling.propagation import LatentPropagation
 from pyrovae.labelling.result import Labelling
+from pyrovae.labelling.study import (
+    STRATEGIES,
+    STUDIED,
+    StudyTable,
+    compare_labels,
+    simulate_asking,
+    study_table,
+)
 from pyrovae.labelling.trained import Calibration, TrainedLabeller, load_labeller
 from pyrovae.labelling.training import Sizes, sizes_for
 
 __all__ = [
     "METHODS",
+    "STRATEGIES",
+    "STUDIED",
     "Abstention",
     "Calibration",
     "Comparison",
@@ -33,6 +44,8 @@ __all__ = [
     "Sizes",
     "Smooth",
     "SpreadLabeller",
+    "StudyRows",
+    "StudyTable",
     "Supervised",
     "TableFeatures",
     "Temperature",
@@ -43,9 +56,13 @@ __all__ = [
     "ask_next",
     "candidates",
     "compare_labellers",
+    "compare_labels",
+    "draw_labels",
     "infer_features",
     "label",
     "label_folds",
     "load_labeller",
+    "simulate_asking",
     "sizes_for",
+    "study_table",
 ]

@@ -1,8 +1,10 @@
 """Methods beside each other, on labels that none of them was given."""
 
+import copy
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +12,11 @@ from pyrovae.errors import ConfigError, DataError
 from pyrovae.evaluation.labels import error_interval, mean_interval
 from pyrovae.labelling.methods import Labeller
 
-__all__ = ["Comparison", "Trial", "compare_labellers", "label_folds"]
+__all__ = ["Comparison", "Trial", "compare_labellers", "label_folds", "learning_curve", "nested_order"]
+
+FEWEST = 40  # labels, from which a part of them tells something
+_SHARES = (0.25, 0.5)
+_CLEAR = 0.025  # of the sign test
 
 
 @dataclass(frozen=True)
@@ -151,6 +157,78 @@ def compare_labellers(
         else:
             found.skipped[name] = trial
     return found
+
+
+def nested_order(y: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Rows with a label in an order of which every beginning holds the classes in their shares, and each once at least.
+
+    Args:
+        y: ints, -1 where a label is missing.
+        seed: of the order within a class.
+
+    Example:
+        >>> y = np.array([0, 0, 0, 0, 1, 1, -1])
+        >>> y[nested_order(y)].tolist()
+        [0, 1, 0, 0, 1, 0]
+    """
+    rng = np.random.default_rng(seed)
+    classes = [rng.permutation(np.flatnonzero(y == k)) for k in np.unique(y[y >= 0])]
+    place = np.concatenate([np.arange(len(rows)) / len(rows) for rows in classes])
+    return np.concatenate(classes)[np.argsort(place, kind="stable")]
+
+
+def learning_curve(found: Comparison, name: str, x: np.ndarray, y: np.ndarray, seed: int = 0) -> dict[str, Any] | None:
+    """Error of a method, in its best setting, when it is given a quarter and a half of the labels; and nearly all.
+
+    The quarter is within the half. What a part leaves is held out, so that few labels are judged on many; the last
+    point is that of the comparison. It costs two trainings.
+
+    Args:
+        found: the comparison.
+        name: of the method.
+        x: float32, shape ``(rows, D)``.
+        y: ints, -1 where a label is missing.
+        seed: of the parts.
+
+    Returns:
+        Lists of ``labels`` learned from, ``held_out`` labels, ``error``, and its exact binomial interval, ``low`` and
+        ``high``, which does not know that other labels would have been learned from differently;
+        ``fell``, whether the error with all labels is clearly below that with the fewest, by a sign test on the rows
+        that both were asked about. None where there are fewer than 40 labels, or too few for a part.
+    """
+    count, classes = int((y >= 0).sum()), len(np.unique(y[y >= 0]))
+    shares = [share for share in _SHARES if round(share * count) >= classes]
+    if count < FEWEST or not shares or name not in found.trials:
+        return None
+    trial, order = found.trials[name], nested_order(y, seed)
+    full = np.full(len(y), -1)
+    full[found.rows] = trial.probabilities.argmax(1)
+    curve: dict[str, Any] = {key: [] for key in ("labels", "held_out", "error", "low", "high")}
+    gained = lost = 0
+    for share in shares:
+        kept, held = np.split(order, [round(share * count)])
+        part = np.full(len(y), -1)
+        part[kept] = y[kept]
+        wrong = copy.copy(trial.labeller).fit(x, part).probabilities(x[held]).argmax(1) != y[held]
+        _add(curve, len(kept), len(held), int(wrong.sum()))
+        if share == shares[0]:
+            right = full[held] == y[held]
+            gained, lost = int((wrong & right).sum()), int((~wrong & ~right).sum())
+    learned = count - round(len(found.y) / (found.folds.max() + 1))
+    _add(curve, learned, len(found.y), trial.wrong)
+    return curve | {"fell": _more_often(gained, lost)}
+
+
+def _add(curve: dict[str, Any], labels: int, held: int, wrong: int) -> None:
+    for key, value in zip(curve, (labels, held, wrong / held, *error_interval(wrong, held)), strict=True):
+        curve[key].append(value)
+
+
+def _more_often(first: int, second: int) -> bool:
+    """Whether one of two things that are equally likely came more often than chance has it."""
+    from scipy.stats import binomtest
+
+    return first > second and float(binomtest(first, first + second, alternative="greater").pvalue) < _CLEAR
 
 
 def _trial(

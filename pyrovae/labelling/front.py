@@ -1,16 +1,19 @@
 """From a table with a few labels to a table with all of them."""
 
 import os
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from pyrovae.conditional import NetBuilder
+from pyrovae.data import Table
 from pyrovae.errors import ConfigError
 from pyrovae.labelling.baselines import GradientBoosting, GraphSpreading, SelfTraining
 from pyrovae.labelling.calibration import Abstention
-from pyrovae.labelling.comparison import Comparison, compare_labellers
+from pyrovae.labelling.comparison import Comparison, compare_labellers, learning_curve
 from pyrovae.labelling.density import Density, Neighbourhood
 from pyrovae.labelling.features import Features, as_rows, infer_features
 from pyrovae.labelling.given import check_leak, class_codes, label_classes, label_values, split_column
@@ -75,6 +78,7 @@ def label(
     net: NetBuilder | None = None,
     steps: int | None = None,
     asked: int = 100,
+    curve: bool = True,
     directory: str | os.PathLike[str] | None = None,
     source: str = "table",
 ) -> Labelling:
@@ -91,9 +95,9 @@ def label(
 
     Args:
         table: DataFrame (numbers and texts, missing cells allowed), array or tensor of vectors or images, or
-            :class:`pyrovae.data.Table`. The caller's is not changed.
+            :class:`pyrovae.data.Table`, such as that of a folder of images. The caller's is not changed.
         y: labels, texts or whole numbers from 0, with empty, None, NaN or -1 where one is missing; or the name of their
-            column.
+            column; None takes those of a ``Table``.
         coverage: of prediction sets: so many hold the right class.
         error_rate: largest error among rows that are not abstained from.
         confidence: with which that is so.
@@ -107,11 +111,14 @@ def label(
         net: network of every part; None chooses two layers by the number of features.
         steps: updates of a training; None chooses by the number of rows.
         asked: rows that ``ask_next`` keeps apart from each other.
+        curve: whether the report tells the error with a quarter and a half of the labels, which costs two trainings.
+            From 40 labels, and if ``minutes`` leaves the time.
         directory: the labeller is saved there.
         source: what the table is called in messages.
 
     Returns:
-        The labels; ``.table()`` is a DataFrame, ``.text`` the report, ``.labeller`` labels other tables.
+        The labels; ``.table()`` is a DataFrame, ``.text`` the report, ``.save_pictures(directory)`` draws it,
+        ``.labeller`` labels other tables.
 
     Raises:
         ConfigError: for arguments that cannot be.
@@ -142,10 +149,12 @@ def label(
     methods = candidates(features, len(known), sizes, density, neighbourhood, seed)
     methods = {key: methods[key] for key in METHODS if key in wanted or key == "supervised"}
     folds = (5 if (codes >= 0).sum() < _MANY else 3) if folds is None else folds
+    began = time.perf_counter()
     comparison = compare_labellers(methods, x, codes, folds=folds, seed=seed, minutes=minutes)
     chosen, kept = _chosen(comparison, methods, wanted)
     promise = {"coverage": coverage, "error_rate": error_rate, "confidence": confidence}
-    index = list(rows.index) if hasattr(rows, "index") else list(range(len(rows)))
+    files = table.files if isinstance(table, Table) else None
+    index = list(rows.index if hasattr(rows, "index") else range(len(rows)) if files is None else files)
     report = {
         "rows": len(x),
         "labelled": int((codes >= 0).sum()),
@@ -155,8 +164,10 @@ def label(
         "saved_method": kept,
         **described(comparison, chosen, known, **promise, index=index),
     }
+    left = np.inf if minutes is None else 60 * minutes - (time.perf_counter() - began)
+    if curve and chosen in comparison.trials and left > 2 * comparison.trials[chosen].seconds:
+        report["learning_curve"] = learning_curve(comparison, chosen, x, codes, seed)
     report["notes"] = _notes(report, features, comparison)
-    report["text"] = in_words(report)
 
     def trained(which: str) -> TrainedLabeller:
         labeller = comparison.trials[which].labeller if which in comparison.trials else methods[which][0]
@@ -167,8 +178,9 @@ def label(
 
     worker = trained(chosen)
     saved = worker if kept == chosen else trained(kept)
-    found = worker.labelled(rows, x, codes, name, saved, asked)
+    found = replace(worker.labelled(rows, x, codes, name, saved, asked), files=files)
     report["ask_next"] = [_name(index[i]) for i in np.argsort(found.ask) if found.ask[i] > 0][:20]
+    report["text"] = in_words(report)
     if directory is not None:
         saved.save(directory)
     return found

@@ -13,6 +13,7 @@ __all__ = ["cross_fitted", "described", "helped", "in_words"]
 
 _SURE = 0.9  # from which a prediction against a given label is doubted
 _POINTS = 50  # of a curve
+_ASKED = 10  # rows that the text names
 
 
 def described(
@@ -138,6 +139,10 @@ def in_words(report: Mapping[str, Any]) -> str:
     lines += ["", _verdict(report), *_choice(report)]
     if "calibration" in report:
         lines += ["", *_trust(report)]
+    if report.get("learning_curve"):
+        lines.append(_curve(report["learning_curve"]))
+    if report.get("ask_next"):
+        lines.append(f"Rows to label next, the most useful first: {', '.join(map(str, report['ask_next'][:_ASKED]))}.")
     return "\n".join([*lines, *report["notes"]])
 
 
@@ -228,6 +233,15 @@ def _trust(report: Mapping[str, Any]) -> list[str]:
             f"{first['given']!r}, predicted {first['predicted']!r} with {first['probability']:.2f}."
         )
     return lines
+
+
+def _curve(curve: Mapping[str, Any]) -> str:
+    *fewer, last = zip(curve["labels"], curve["error"], strict=True)
+    told = ", ".join(f"{_percent(error)} with {labels}" for labels, error in fewer)
+    line = f"Learning curve: an error of {told}, {_percent(last[1])} with {last[0]} labels"
+    if curve["fell"]:
+        return f"{line}: more labels helped, and more to come may help again."
+    return f"{line}: it is not shown that more labels help."
 
 
 def _percent(share: float) -> str:

@@ -1,7 +1,9 @@
 """Labelled rows as they are handed back."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +32,7 @@ class Labelling:
         report: what was found out on held-out labels, plain values; ``report["text"]`` in words.
         labeller: labels other tables.
         label_column: name of the column that the labels came from, if they came from one.
+        files: names of images in their folder, if they came from one.
     """
 
     rows: Any
@@ -43,6 +46,7 @@ class Labelling:
     report: Mapping[str, Any]
     labeller: "TrainedLabeller"
     label_column: str | None = None
+    files: Sequence[str] | None = None
 
     @property
     def labels(self) -> np.ndarray:
@@ -61,14 +65,15 @@ class Labelling:
 
         ``label``, ``probability``, ``p_<class>`` for every class, ``prediction_set`` (classes between bars),
         ``abstain``, ``novelty`` and ``ask_next`` (missing where the label was given). A column of labels that is called
-        ``label`` itself is completed instead of kept.
+        ``label`` itself is completed instead of kept. Images of a folder have their names, ``file``, and no pixels.
 
         Raises:
             DataError: where another column of the table has one of these names.
         """
         import pandas as pd
 
-        own = self.rows if isinstance(self.rows, pd.DataFrame) else pd.DataFrame(index=range(len(self.given)))
+        first = {} if self.files is None else {"file": list(self.files)}
+        own = self.rows if isinstance(self.rows, pd.DataFrame) else pd.DataFrame(first, index=range(len(self.given)))
         if self.label_column == "label":
             own = own.drop(columns=["label"])
         named = [str(c) for c in self.classes]
@@ -83,6 +88,22 @@ class Labelling:
         if taken:
             raise DataError(f"table: has a column {taken[0]!r} already, where labels want to write one: rename it")
         return pd.concat([own, pd.DataFrame(columns, index=own.index)], axis=1)
+
+    def save_pictures(self, directory: str | os.PathLike[str]) -> list[Path]:
+        """Draw the report into PNG files beside ``report.txt``.
+
+        Error by method, calibration, error against coverage, confusion, the learning curve and, where rows are images,
+        those to label next: each where the report holds its numbers.
+
+        Args:
+            directory: is made if it is not there; files of the same names are replaced.
+
+        Returns:
+            The files.
+        """
+        from pyrovae.labelling.pictures import draw
+
+        return draw(self, Path(directory))
 
     def __str__(self) -> str:
         return self.text

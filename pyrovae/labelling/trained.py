@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 from pyrovae import runs
 from pyrovae.config import NAMES
+from pyrovae.data import Table
 from pyrovae.errors import ConfigError, ModelFileError
 from pyrovae.labelling.asking import ask_next
 from pyrovae.labelling.calibration import Abstention, ConformalSets, Temperature
@@ -133,7 +135,8 @@ class TrainedLabeller:
         codes = np.full(len(rows), -1)
         if given is not None:
             codes = class_codes(label_values(given, len(rows), source), self.classes, source)
-        return self.labelled(rows, self.features.encode(read, source), codes, name, self)
+        found = self.labelled(rows, self.features.encode(read, source), codes, name, self)
+        return replace(found, files=table.files if isinstance(table, Table) else None)
 
     def save(self, directory: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         """Write a run directory, which :func:`load_labeller` reads back.

@@ -3,7 +3,8 @@
 The same number of labels is drawn for every class from the training rows; all other training rows are there without a
 label. The error is that of the last weights on the test rows, which nothing was chosen by: settings were chosen with
 ``--held-out``, where a sixth of the training rows stands for the test rows and draws are others. Each method beside the
-classifier of the same network from labels alone, and beside scikit-learn's label spreading on the vectors themselves.
+classifier of the same network from labels alone, and beside labels that spread among the vectors themselves: by
+scikit-learn (``spreading``, for small data) and as they do among codes (``pixels``).
 ``calibration`` keeps a fifth of the labels from the smooth classifier, for a temperature and a conformal threshold.
 One JSON line for each finished run; finished runs are skipped.
 """
@@ -35,7 +36,7 @@ from pyrovae.labelling import (
     sizes_for,
 )
 
-METHODS = ("supervised", "spreading", "propagation", "M2", "smooth", "calibration")
+METHODS = ("supervised", "spreading", "pixels", "propagation", "M2", "smooth", "calibration")
 STEPS = {"supervised": 1500, "propagation": 5000, "M2": 1170, "smooth": 5000, "calibration": 2500}  # of 60,000 rows
 ALPHA, REACH = 50.0, 0.35
 COVERAGE = 0.95
@@ -55,6 +56,7 @@ class Rows:
         self.test_x, self.test_y = self.features.encode(test[0]), test[1]
         self.classes = int(y.max()) + 1
         self.density, self.everywhere = functools.cache(self._density), functools.cache(self._everywhere)
+        self.pixels = functools.cache(self._pixels)
 
     def sizes(self, method: str) -> Any:
         """The library's own for small data; on large data the products of M2, which takes longest, are in bfloat16."""
@@ -71,6 +73,10 @@ class Rows:
         """Test rows are in the graph, as any row without a label."""
         density, near = self.density(seed)
         return Neighbourhood(np.concatenate([near.codes, density.codes(self.test_x)]), near.propagation)
+
+    def _pixels(self) -> Neighbourhood:
+        """The same without a VAE."""
+        return Neighbourhood(np.concatenate([self.x, self.test_x]), LatentPropagation())
 
 
 class Draw:
@@ -90,9 +96,10 @@ class Draw:
         """The error on the test rows in per cent, and what else there is to tell."""
         if method == "calibration":
             return self._calibration()
-        if method == "propagation":
+        if method in ("propagation", "pixels"):
+            near = self.rows.pixels() if method == "pixels" else self.rows.everywhere(self.seed)
             y = np.concatenate([self.y, np.full(len(self.rows.test_x), -1)])
-            p = self.rows.everywhere(self.seed).soft_labels(y, self.rows.classes)[len(self.y) :]
+            p = near.soft_labels(y, self.rows.classes)[len(self.y) :]
         else:
             p = self._labeller(method).fit(self.rows.x, self.y).probabilities(self.rows.test_x)
         return {"error": self._error(p)}

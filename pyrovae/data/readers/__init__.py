@@ -1,4 +1,4 @@
-"""Readers of files: NPY, NPZ, CSV and IDX, each with its sizes checked before memory is asked for."""
+"""Readers of files and of folders of images, each with its sizes checked before memory is asked for."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from pyrovae.data.readers._common import Table, guarded, place
 from pyrovae.data.readers._csv import read_csv
+from pyrovae.data.readers._folder import read_folder
 from pyrovae.data.readers._idx import labels_beside, read_idx
 from pyrovae.data.readers._numpy import read_npy, read_npz
 from pyrovae.data.readers._parquet import read_parquet
@@ -60,6 +61,7 @@ def read(
     ``.csv``, ``.csv.gz``     comma-separated UTF-8 with a header; ``x`` is float32, an empty cell is NaN
     ``.parquet``              columns of numbers, truth values or texts; ``x`` is float32, a null is NaN
     IDX, IDX ``.gz``          as MNIST; the labels of ``…images-idx3-ubyte`` are read from ``…labels-idx1-ubyte``
+    a folder                  of PNG, JPEG, BMP, GIF, TIFF or WebP images of one size; bytes ``(rows, C, H, W)``
     ========================  =====================================================================================
 
     Nothing is ever unpickled or extracted to the disk. Values are as in the file, in native byte order; whether a model
@@ -71,8 +73,13 @@ def read(
     too. A cell that is no number in a column of numbers is refused all the same. The numbers belong to this file
     alone: another file is matched by the texts, as :meth:`pyrovae.Columns.to_array` does it.
 
+    Images are rows in the order of their names, which ``Table.files`` keeps. Where all are grey, C is 1, else 3. Their
+    labels stand in ``labels.csv`` (columns ``file`` and ``label``; files that are not in it have none), or else they
+    are the names of the sub-folders, of which ``unlabelled``, ``unlabeled`` and ``unknown`` are none; neither has a
+    file beside the sub-folders. Pixels are made bytes, transparent ones white, photographs upright.
+
     Args:
-        path: the file.
+        path: the file, or a folder of images.
         label_column: CSV and Parquet only: the column which is taken out of ``x`` and returned as ``y``.
         key: NPZ only: the name of the array to be used as ``x``.
         texts: CSV and Parquet: the columns to be read as texts even where they look like numbers; others are told by
@@ -102,6 +109,10 @@ def read(
         ([[31.0, 1.0], [nan, 0.0], [64.0, nan]], {'city': ('Oslo', 'Rome')})
     """
     file, source = Path(path), place(path)
+    if os.path.isdir(path):
+        if label_column is not None or key is not None:
+            raise ConfigError(f"{source}: a label column or key is for files, this is a folder of images: leave it out")
+        return read_folder(file, source, max_bytes)
     kind, gz = _kind(file, source)
     if label_column is not None and kind not in ("csv", "parquet"):
         raise ConfigError(f"{source}: label_column is for CSV and Parquet files, this is {_KINDS[kind]}: leave it out")
@@ -160,8 +171,7 @@ def _head(file: Path, source: str) -> tuple[bytes, bool]:
         if not file.exists():
             raise DataError(f"{source}: no such file: check the path")
         if not file.is_file():
-            what = "a directory" if file.is_dir() else "not a regular file"
-            raise DataError(f"{source}: is {what}: name one file")
+            raise DataError(f"{source}: is not a regular file: name one file")
         with file.open("rb") as stream:
             head = stream.read(8)
         if not head:

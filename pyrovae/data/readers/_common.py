@@ -43,6 +43,7 @@ class Table:
         factor_names: one name for each column of ``factors``.
         texts: of columns that hold texts, by name: the texts in sorted order, whose places are the numbers in ``x``.
         rows: numbers of the rows in their source, counted from 0; None where these are all of them, in order.
+        files: names of images in their folder, one for each row.
 
     Example:
         >>> len(Table(np.zeros((5, 2))))
@@ -57,6 +58,7 @@ class Table:
     factor_names: tuple[str, ...] | None = None
     texts: Mapping[str, tuple[str, ...]] | None = None
     rows: Sequence[int] | np.ndarray | None = None
+    files: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -71,7 +73,8 @@ class Table:
         y, factors = (None if a is None else a[rows] for a in (self.y, self.factors))
         numbers = range(len(self)) if self.rows is None else self.rows
         numbers = numbers[rows] if isinstance(rows, slice) else np.asarray(numbers)[rows]
-        return replace(self, x=self.x[rows], y=y, factors=factors, rows=numbers)
+        files = None if self.files is None else tuple(np.array(self.files, dtype=object)[rows])
+        return replace(self, x=self.x[rows], y=y, factors=factors, rows=numbers, files=files)
 
 
 def shown(text: object, limit: int = 80) -> str:
