@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.graphs.capture import capture
+from pyrovae.graphs.fewer import fewer_instructions
 from pyrovae.graphs.half import half_graph
 from pyrovae.graphs.inductor import compile_graph
 from pyrovae.graphs.keeping import cuda_devices, kept
@@ -58,7 +59,7 @@ class Function:
         Raises:
             CompilerFailed: in the compiler's words.
         """
-        graph = biases_apart(copied(self._graph))
+        graph = fewer_instructions(biases_apart(copied(self._graph)))
         draws = noise_first(graph)
         with kept(self.written, self.devices):
             run = compile_graph(graph, [*self._inputs(data), *(draw() for draw in draws)])
