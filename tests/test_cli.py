@@ -605,9 +605,8 @@ def start(*arguments, **options):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **options.pop("env", {})}
     command = [sys.executable, "-m", "pyrovae", *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # a shell's background job ignores it, as would its children
+    # a shell's background job ignores it, as would its children
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     return subprocess.Popen(command, text=True, env=environment, **pipes)
 
 
