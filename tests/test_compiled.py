@@ -895,10 +895,11 @@ def test_accumulation(level):
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_half_precision(level):
+def test_half_precision(level, monkeypatch):
     """Matrix products in bfloat16: gradients point the same way, sums and log-probabilities stay in float32."""
     program = make_vae("StandardNormal", "Bernoulli", pv.Normal, pv.MLP)
     x = data_for("Bernoulli", rows=64)
+    monkeypatch.setattr("pyrovae.graphs.half._FEW", 0)  # so small a network has nothing to gain
     step = step_of(program, pv.ELBO(), level, precision="bf16")
     loss, gradients = by_pyro(program, pv.ELBO(), (x,), 1.0, seed=0)
     torch.manual_seed(0)
@@ -991,20 +992,20 @@ def test_half_products_leave_other_operations_alone():
     def program(a, b):
         return [(a @ b).exp().sum()]
 
-    graph = trace(program, [torch.rand(3, 80), torch.rand(80, 5)])
-    a, b = torch.rand(3, 80) / 80, torch.rand(80, 5)
+    a, b = torch.rand(300, 800) / 800, torch.rand(800, 50)
+    graph = trace(program, [a, b])
     expected = (a.bfloat16() @ b.bfloat16()).float().exp().sum()
     assert torch.equal(half_graph(graph, [a, b])(a, b)[0], expected)
     with half_products():
         assert torch.equal(program(a, b)[0], expected)
 
 
-def test_half_products_round_a_matrix_once_and_short_sums_never():
+def test_half_products_round_a_matrix_once_and_short_sums_or_few_never():
     def program(x, w):
         y = x @ w.T
-        return [y, y @ w, y[:2].T @ x[:2]]
+        return [y, y @ w, y[:2].T @ x[:2], y[:500] @ w]
 
-    inputs = [torch.rand(70, 90), torch.rand(80, 90)]
+    inputs = [torch.rand(700, 90), torch.rand(80, 90)]
     graph = half_graph(trace(program, inputs), inputs)
     rounded = [n for n in graph.graph.nodes if n.kwargs.get("dtype") is torch.bfloat16]
     assert len(rounded) == 3  # x, w and y
@@ -1013,6 +1014,7 @@ def test_half_products_round_a_matrix_once_and_short_sums_never():
             assert torch.equal(received, expected)
     y = graph(*inputs)[0]
     assert torch.equal(graph(*inputs)[2], y[:2].T @ inputs[0][:2])
+    assert torch.equal(graph(*inputs)[3], y[:500] @ inputs[1])
 
 
 def with_derivatives(a, x):

@@ -24,9 +24,10 @@ class _Group:
     averages: list[Tensor]
     squares: list[Tensor]
     steps: list[Tensor]
+    counted: Tensor  # all of them, which lie in its memory: one sum instead of one for each
 
     def __call__(self, gradients: Sequence[Tensor | None]) -> None:
-        torch._foreach_add_(self.steps, 1)
+        self.counted.add_(1.0)
         options = self.options
         fused: Any = torch._fused_adamw_ if options["decoupled_weight_decay"] else torch._fused_adam_
         fused(
@@ -80,10 +81,14 @@ class Update:
         groups = []
         for options in self.optimizer.param_groups:
             held = [p for p in options["params"] if p.grad is not None and id(p) in place]
+            if not held:
+                continue
             state = [self.optimizer.state[p] for p in held]
+            counted = torch.stack([s["step"] for s in state])
+            for s, step in zip(state, counted, strict=True):
+                s["step"] = step
             moments = [[s[name] for s in state] for name in ("exp_avg", "exp_avg_sq", "step")]
-            if held:
-                groups.append(_Group(options, [place[id(p)] for p in held], held, *moments))
+            groups.append(_Group(options, [place[id(p)] for p in held], held, *moments, counted))
         return groups
 
     def _unchanged(self, parameters: Sequence[Tensor]) -> bool:
@@ -91,6 +96,7 @@ class Update:
         return _plain(self.optimizer) and all(
             parameters[g.places[0]] is g.parameters[0]
             and self.optimizer.state[g.parameters[0]].get("exp_avg") is g.averages[0]
+            and self.optimizer.state[g.parameters[0]].get("step") is g.steps[0]
             for g in self._groups
         )
 

@@ -16,7 +16,8 @@ from pyrovae.graphs.simplify import simplify
 
 __all__ = ["half_graph", "half_products"]
 
-_SHORT = 64  # terms of a sum of products below which rounding the factors costs more than it saves
+# terms of a sum, and terms of all sums, below which rounding the factors and the sums costs more than it saves
+_SHORT, _FEW = 64, 2**22
 _PRODUCTS = {  # which arguments are multiplied
     aten.mm.default: (0, 1),
     aten.bmm.default: (0, 1),
@@ -36,7 +37,8 @@ def half_products() -> Iterator[None]:
     """Within, products of float32 tensors are bfloat16; sums, losses, log-probabilities and weights stay float32.
 
     The factors are rounded to 8 bits of mantissa, their products summed in float32 and rounded once more; what is added
-    to them is added in float32. Autograd is off; where gradients are operations of a graph, they are rounded as well.
+    to them is added in float32. Products too small to gain by it stay as they are. Autograd is off; where gradients are
+    operations of a graph, their factors are rounded as well.
     """
     # inference mode would show linear layers instead of their products
     with torch.inference_mode(mode=False), torch.no_grad(), _HalfProducts():
@@ -58,7 +60,7 @@ def half_graph(graph: GraphModule, inputs: Sequence[Tensor]) -> GraphModule:
 class _HalfProducts(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         factors = _PRODUCTS.get(func)
-        if factors is None or kwargs or not _pays(func, args[factors[0]]):
+        if factors is None or kwargs or not _pays(func, *(args[i] for i in factors)):
             return func(*args, **(kwargs or {}))
         args = [a.bfloat16() if i in factors else a for i, a in enumerate(args)]
         if func is aten.convolution_backward.default:
@@ -72,8 +74,10 @@ class _HalfProducts(TorchDispatchMode):
         return _added(result, bias.view(-1, *[1] * (result.dim() - 2)))
 
 
-def _pays(func: Any, factor: Tensor) -> bool:
-    return factor.dtype is torch.float32 and (func in _CONVOLUTIONS or factor.shape[-1] >= _SHORT)
+def _pays(func: Any, left: Tensor, right: Tensor, *_: Tensor) -> bool:
+    if left.dtype is not torch.float32:
+        return False
+    return func in _CONVOLUTIONS or (left.shape[-1] >= _SHORT and left.numel() * right.shape[-1] >= _FEW)
 
 
 def _added(result: Tensor, other: Tensor) -> Tensor:
