@@ -87,8 +87,8 @@ class Update:
             counted = torch.stack([s["step"] for s in state])
             for s, step in zip(state, counted, strict=True):
                 s["step"] = step
-            moments = [[s[name] for s in state] for name in ("exp_avg", "exp_avg_sq", "step")]
-            groups.append(_Group(options, [place[id(p)] for p in held], held, *moments, counted))
+            averages, squares, steps = ([s[name] for s in state] for name in ("exp_avg", "exp_avg_sq", "step"))
+            groups.append(_Group(options, [place[id(p)] for p in held], held, averages, squares, steps, counted))
         return groups
 
     def _unchanged(self, parameters: Sequence[Tensor]) -> bool:
