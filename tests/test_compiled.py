@@ -149,6 +149,14 @@ def test_likelihoods_compiled(likelihood):
 
 
 @needs_compiler
+def test_images_of_many_pixels_compiled():
+    """Logarithms of products stand for sums of logarithms."""
+    q = pv.Normal(2, context=(1, 8, 8), net=small)
+    vae = pv.VAE(pv.StandardNormal(2), pv.Bernoulli((1, 8, 8), context=2, net=small), q)
+    check_equal(vae, pv.ELBO(), (torch.rand(8, 1, 8, 8).round(),), "compiled")
+
+
+@needs_compiler
 @pytest.mark.parametrize("net", [pv.GatedMLP, functools.partial(pv.ConvNet, channels=(3,))], ids=["gated", "conv"])
 def test_networks_compiled(net):
     vae = make_vae("VampPrior", "Bernoulli", pv.Normal, net)
@@ -1021,9 +1029,9 @@ def test_half_products_round_a_matrix_once_and_short_sums_or_few_never():
 def with_derivatives(a, x):
     """Softplus of every a, the sum of its cross-entropy 32 times, and the derivatives."""
     leaf = a.detach().requires_grad_()
-    many = leaf.expand(32, *a.shape).permute(1, 2, 0)
-    terms = F.binary_cross_entropy_with_logits(many, x[..., None].expand(many.shape), reduction="none")
-    values = [F.softplus(leaf), terms.sum(-1)]
+    many = leaf[..., None, None].repeat(1, 1, 4, 8)
+    terms = F.binary_cross_entropy_with_logits(many, x[..., None, None].expand(many.shape), reduction="none")
+    values = [F.softplus(leaf), terms.flatten(2).sum(-1)]
     return [*values, *(torch.autograd.grad(v.sum(), leaf)[0] for v in values)]
 
 

@@ -84,8 +84,7 @@ class Worker:
             self.process = None
 
     def _spawn(self, **variables: str) -> None:
-        # Libraries choose their threads themselves or are told by the setup, not by what the shell happens to say.
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "MKL_", "TORCHINDUCTOR_"))}
+        kept = _environment()
         module, factory = self.contender.factory.split(".")
         command = [self.python, str(HERE / "worker.py"), module, factory, json.dumps(self.setup)]
         variables = kept | {"TORCHINDUCTOR_CACHE_DIR": str(self.folder / "inductor")} | variables
@@ -164,10 +163,17 @@ class Starter(Worker):
 
     def _run_code(self) -> float:
         start = time.perf_counter()
-        done = subprocess.run([self.python, "-c", self.contender.code], capture_output=True, text=True, check=False)
+        command: dict[str, Any] = {"args": [self.python, "-c", self.contender.code], "env": _environment()}
+        done = subprocess.run(**command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise NotRun(done.stderr.strip().splitlines()[-1][:300])
         return time.perf_counter() - start
+
+
+def _environment() -> dict[str, str]:
+    """Libraries choose threads themselves or are told by the setup, and keep byte code, whatever the shell says."""
+    shell = ("OMP_", "MKL_", "TORCHINDUCTOR_", "PYTHONDONTWRITEBYTECODE")
+    return {k: v for k, v in os.environ.items() if not k.startswith(shell)}
 
 
 def _interpreter(contender: Contender, options: argparse.Namespace) -> str:
