@@ -1055,6 +1055,15 @@ def test_fewer_instructions_give_the_same_numbers(compiled):
         torch.testing.assert_close(received.double(), expected, rtol=1e-6, atol=32 * 1.2e-7)
 
 
+def test_products_of_many_factors_stay_within_float32():
+    def program(a):
+        return [F.binary_cross_entropy_with_logits(a, torch.zeros(2, 3200), reduction="none").sum(-1)]
+
+    graph = fewer_instructions(trace(program, [torch.zeros(2, 3200)]))
+    assert any(n.target == "prod" for n in graph.graph.nodes)
+    torch.testing.assert_close(graph(torch.zeros(2, 3200))[0], torch.full((2,), 3200 * np.log(2.0).astype(np.float32)))
+
+
 def test_fewer_instructions_let_infinity_and_nan_through():
     inputs = sites_of(float("inf"), float("-inf"), float("nan"))
     graph = fewer_instructions(trace(with_derivatives, inputs))
