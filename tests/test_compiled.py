@@ -19,6 +19,7 @@ from torch.nn import functional as F
 import pyrovae as pv
 from pyrovae.compiled import kept_heap
 from pyrovae.compiled.update import Update
+from pyrovae.graphs import Function
 from pyrovae.graphs.capture import trace
 from pyrovae.graphs.fewer import fewer_instructions
 from pyrovae.graphs.half import half_graph, half_products
@@ -1062,6 +1063,17 @@ def test_products_of_many_factors_stay_within_float32():
     graph = fewer_instructions(trace(program, [torch.zeros(2, 3200)]))
     assert any(n.target == "prod" for n in graph.graph.nodes)
     torch.testing.assert_close(graph(torch.zeros(2, 3200))[0], torch.full((2,), 3200 * np.log(2.0).astype(np.float32)))
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_compiled_expm1_keeps_the_digits_of_small_numbers(dtype):
+    small = torch.logspace(-30, 1.9, 500, dtype=dtype)
+    x = torch.cat([-small, small, torch.tensor([0.0, float("inf"), float("-inf"), float("nan")], dtype=dtype)])
+    function = Function(lambda x: [x.expm1()], [torch.zeros(())], [x])
+    function.compile([x])
+    close = {"rtol": 4 * torch.finfo(dtype).eps, "atol": 0, "equal_nan": True}
+    torch.testing.assert_close(function(x)[0], x.expm1(), **close)
 
 
 def test_fewer_instructions_let_infinity_and_nan_through():

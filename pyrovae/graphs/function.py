@@ -12,7 +12,7 @@ from pyrovae.graphs.half import half_graph
 from pyrovae.graphs.inductor import compile_graph
 from pyrovae.graphs.keeping import cuda_devices, kept
 from pyrovae.graphs.nodes import copied
-from pyrovae.graphs.running import biases_apart, noise_first, reuse
+from pyrovae.graphs.running import biases_apart, exact_expm1, noise_first, reuse
 from pyrovae.graphs.simplify import prepare
 
 __all__ = ["Function"]
@@ -59,7 +59,7 @@ class Function:
         Raises:
             CompilerFailed: in the compiler's words.
         """
-        graph = fewer_instructions(biases_apart(copied(self._graph)))
+        graph = fewer_instructions(exact_expm1(biases_apart(copied(self._graph))))
         draws = noise_first(graph)
         with kept(self.written, self.devices):
             run = compile_graph(graph, [*self._inputs(data), *(draw() for draw in draws)])

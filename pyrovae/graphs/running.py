@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule, Node, Proxy
 
 from pyrovae.graphs.nodes import aten, is_random, is_view, replace, roots_of, value_of, written_once
 
-__all__ = ["biases_apart", "noise_first", "reuse"]
+__all__ = ["biases_apart", "exact_expm1", "noise_first", "reuse"]
 
 _DIRECT: dict[Any, Callable[..., Any]] = {}
 _ELEMENTWISE: set[Any] = set()
@@ -110,6 +110,21 @@ def biases_apart(graph: GraphModule) -> GraphModule:
             total = graph.graph.call_function(aten.add.Tensor, (wide, bias))
             result = graph.graph.call_function(aten.squeeze.dim, (total, 0))
         replace(node, result)
+    graph.recompile()
+    return graph
+
+
+def exact_expm1(graph: GraphModule) -> GraphModule:
+    """``expm1(x)`` as ``tanh(x / 2) (exp(x) + 1)``, in place: a compiler's own is ``exp(x) - 1``, whatever x.
+
+    Returns:
+        The same object.
+    """
+    for node in [n for n in graph.graph.nodes if n.target is aten.expm1.default]:
+        with graph.graph.inserting_before(node):
+            x: Any = Proxy(node.all_input_nodes[0])
+            result = (x * 0.5).tanh() * (x.exp() + 1)
+        replace(node, result.node)
     graph.recompile()
     return graph
 
