@@ -6,20 +6,21 @@ accurate as float32; and of a sum, one logarithm of a product does for many term
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.polynomial import Chebyshev, Polynomial
-from torch.fx import GraphModule, Node, Proxy
+from torch.fx import GraphModule, Node
 
-from pyrovae.graphs.nodes import aten, replace, value_of
+from pyrovae.graphs.nodes import aten, is_view, rewrite, value_of
 
 __all__ = ["fewer_instructions"]
 
 _DEGREE = 9  # relative error 1.5e-7 in float32, of which further terms would take nothing away
 _SOFTPLUS = {(), (1,), (1, 20)}  # beta, and from where on it is the identity, which rounding sees to here
+_PRODUCTS = {aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default, aten.convolution.default}
 _FACTORS = 98  # of one product, at most 2^98, which float32 holds
 _LANES = 16  # products that a processor forms side by side
 
@@ -27,17 +28,19 @@ _LANES = 16  # products that a processor forms side by side
 def fewer_instructions(graph: GraphModule) -> GraphModule:
     """Softplus, its derivative, and sums of cross-entropies with logits, anew, in place, where they are of float32.
 
+    Softplus where it is an activation: as a term of a density, of which others may leave little, it is the compiler's.
+
     Returns:
         The same object.
     """
     for node in list(graph.graph.nodes):
-        if node.target is aten.softplus.default and node.args[1:] in _SOFTPLUS and _single(node):
-            _rewrite(node, _softplus, node.args[0])
+        if node.target is aten.softplus.default and node.args[1:] in _SOFTPLUS and _single(node) and _multiplied(node):
+            rewrite(node, _softplus, node.args[0])
         elif node.target is aten.softplus_backward.default and node.args[2:] == (1, 20) and _single(node):
-            _rewrite(node, _softplus_backward, *node.args[:2])
+            rewrite(node, _softplus_backward, *node.args[:2])
         elif node.target is aten.sum.dim_IntList and (terms := _summed_terms(node)) is not None:
             shape = value_of(node.args[0]).shape
-            _rewrite(node, functools.partial(_sum_of_cross_entropies, shape=shape), *terms)
+            rewrite(node, functools.partial(_sum_of_cross_entropies, shape=shape), *terms)
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return graph
@@ -46,6 +49,11 @@ def fewer_instructions(graph: GraphModule) -> GraphModule:
 def _single(node: Any) -> bool:
     value = value_of(node)
     return isinstance(value, torch.Tensor) and value.dtype is torch.float32
+
+
+def _multiplied(node: Node) -> bool:
+    """Whether the value is a factor of matrix products or convolutions."""
+    return any(user.target in _PRODUCTS or (is_view(user) and _multiplied(user)) for user in node.users)
 
 
 def _summed_terms(node: Node) -> tuple[Any, ...] | None:
@@ -58,13 +66,6 @@ def _summed_terms(node: Node) -> tuple[Any, ...] | None:
     last = node.args[1:] == ([-1],) and not node.kwargs
     products = last and _factors(value_of(source).shape[-1]) > 1
     return flat.args[:2] if alone and products and _single(flat) else None
-
-
-def _rewrite(node: Node, function: Callable[..., Any], *args: Any) -> None:
-    with node.graph.inserting_before(node):
-        result = function(*map(Proxy, args)).node
-    result.meta = dict(node.meta)
-    replace(node, result)
 
 
 def _softplus(a: Any) -> Any:

@@ -1,10 +1,11 @@
 """What is asked of the nodes of a captured graph: values, views, writes, draws."""
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import Graph, GraphModule, Node, Proxy
 
 __all__ = [
     "EMPTY",
@@ -15,6 +16,7 @@ __all__ = [
     "is_view",
     "mutated",
     "replace",
+    "rewrite",
     "roots_of",
     "value_of",
     "written_once",
@@ -38,6 +40,14 @@ def replace(node: Node, by: Any) -> None:
     """Let another node stand where this one stood."""
     node.replace_all_uses_with(by)
     node.graph.erase_node(node)
+
+
+def rewrite(node: Node, function: Callable[..., Any], *args: Node) -> None:
+    """Let the operations of a function of other nodes stand where this one stood."""
+    with node.graph.inserting_before(node):
+        result = function(*map(Proxy, args)).node
+    result.meta = dict(node.meta)
+    replace(node, result)
 
 
 def value_of(node: Any) -> Any:

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Node, Proxy
+from torch.fx import GraphModule, Node
 
-from pyrovae.graphs.nodes import aten, is_random, is_view, replace, roots_of, value_of, written_once
+from pyrovae.graphs.nodes import aten, is_random, is_view, replace, rewrite, roots_of, value_of, written_once
 
 __all__ = ["biases_apart", "exact_expm1", "noise_first", "reuse"]
 
@@ -121,10 +121,7 @@ def exact_expm1(graph: GraphModule) -> GraphModule:
         The same object.
     """
     for node in [n for n in graph.graph.nodes if n.target is aten.expm1.default]:
-        with graph.graph.inserting_before(node):
-            x: Any = Proxy(node.all_input_nodes[0])
-            result = (x * 0.5).tanh() * (x.exp() + 1)
-        replace(node, result.node)
+        rewrite(node, lambda x: (x * 0.5).tanh() * (x.exp() + 1), *node.all_input_nodes)
     graph.recompile()
     return graph
 
