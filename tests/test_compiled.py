@@ -24,6 +24,7 @@ from pyrovae.graphs.capture import trace
 from pyrovae.graphs.fewer import fewer_instructions
 from pyrovae.graphs.half import half_graph, half_products
 from pyrovae.graphs.inductor import compile_graph
+from pyrovae.graphs.running import matrix_first
 from tests.test_contract import HEADS, PRIORS, REAL, data_for, make_vae, small
 
 needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="no C++ compiler")
@@ -808,7 +809,7 @@ def test_capturing_leaves_everything_alone():
     expected = torch.rand(3)
     torch.manual_seed(0)
     step = step_of(program, pv.ELBO())
-    step._plan((x,))
+    step._plan((x,), whole=True)
     torch.randn(64)
     assert torch.equal(torch.rand(3), expected)
     assert not list(pyro.get_param_store().keys())
@@ -1061,6 +1062,21 @@ def test_products_of_many_factors_stay_within_float32():
     graph = fewer_instructions(trace(program, [torch.zeros(2, 3200)]))
     assert any(n.target == "prod" for n in graph.graph.nodes)
     torch.testing.assert_close(graph(torch.zeros(2, 3200))[0], torch.full((2,), 3200 * np.log(2.0).astype(np.float32)))
+
+
+@pytest.mark.parametrize(("rows", "turned"), [(1, True), (32, True), (33, False)])
+def test_products_of_few_rows_multiply_the_matrix_first(rows, turned):
+    x, matrix, small = torch.randn(rows, 400), torch.randn(300, 400), torch.randn(3, 400)
+
+    def program(x, matrix, small):
+        return [F.linear(x, matrix).tanh(), x @ matrix.t().contiguous(), F.linear(x, small), x.t() @ x]
+
+    inputs = [x, matrix, small]
+    graph = matrix_first(trace(program, inputs))
+    first = [n.args[0] for n in graph.graph.nodes if n.target is torch.ops.aten.mm.default]
+    assert first.count(list(graph.graph.nodes)[1]) == turned
+    for received, expected in zip(graph(*inputs), program(*inputs), strict=True):
+        torch.testing.assert_close(received, expected, rtol=1e-5, atol=1e-4)
 
 
 @needs_compiler

@@ -18,11 +18,13 @@ class Result(NamedTuple):
         loss: a scalar without gradient.
         norm: of the gradient before clipping, or None where nobody asks.
         gradients: one for each parameter; None where the loss does not depend on it.
+        updated: whether the parameters have been updated by them already; they are then not kept.
     """
 
     loss: Tensor
     norm: Tensor | None
     gradients: list[Tensor | None]
+    updated: bool = False
 
 
 class Gradients:

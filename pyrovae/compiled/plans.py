@@ -1,7 +1,7 @@
 """How batches of one kind are run: by Pyro, or by the graph of what Pyro did."""
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyro
@@ -14,7 +14,7 @@ from pyrovae.compiled.watch import Watch
 from pyrovae.errors import ConfigError
 from pyrovae.graphs import CompilerFailed, Function, Refused, cuda_devices, kept
 
-__all__ = ["Captured", "Eager", "Plan"]
+__all__ = ["Captured", "Eager", "Plan", "tensors_of"]
 
 _MISSES = 8  # decisions that come out differently before the program is run eagerly for good
 _CLOSE, _CLOSE_HALF = 1e-3, 0.1  # relative: another program differs by more, rounding by less
@@ -84,9 +84,9 @@ class Captured(Plan):
         self._compare(expected, self._alone(data, t, exact=True), _CLOSE)
         if compiled:
             uncompiled = self._alone(data, t)
-            self.function.compile(_tensors(data, t))
-            if uncompiled is not None:
-                self._compare_compiled(uncompiled, self._alone(data, t), _CLOSE_HALF if half else _CLOSE)
+            self._compile(data, t)
+            expected, received = self._effect(lambda: uncompiled), self._effect(lambda: self._alone(data, t))
+            self._compare_compiled(expected, received, _CLOSE_HALF if half else _CLOSE)
         self.level = "compiled" if compiled else "replay"
 
     def __call__(self, data: Sequence[Any], t: Tensor) -> Result:
@@ -99,27 +99,33 @@ class Captured(Plan):
         self.runs += 1
         if self.runs & (self.runs - 1) == 0 and self.runs > 1:
             self._check(data, t)
-        outputs = self.function(*_tensors(data, t))
+        outputs = self.function(*tensors_of(data, t))
         return self._again(data, t) if outputs is None else self._result(outputs)
+
+    def holds(self) -> bool:
+        """Whether everything is still of the kinds that this was made for."""
+        return self.function.unchanged()
 
     def _capture(self, data: Sequence[Any], t: Tensor, watch: Watch, dtype: torch.dtype, *, half: bool) -> Function:
         def function(*given: Tensor) -> list[Tensor]:
             *rest, progress = given
             tensors = iter(rest)
-            loss, norm, gradients = self.gradients(
-                [next(tensors) if isinstance(d, Tensor) else d for d in data], progress
-            )
-            self.present, self.has_norm = [g is not None for g in gradients], norm is not None
-            parts = [_like(g, p) for g, p in zip(gradients, self.gradients.parameters, strict=True) if g is not None]
-            return [loss.to(dtype), *([] if norm is None else [norm]), *parts]
+            result = self.gradients([next(tensors) if isinstance(d, Tensor) else d for d in data], progress)
+            self.present, self.has_norm = [g is not None for g in result.gradients], result.norm is not None
+            pairs = zip(result.gradients, self.gradients.parameters, strict=True)
+            parts = [_like(g, p) for g, p in pairs if g is not None]
+            return [result.loss.to(dtype), *([] if result.norm is None else [result.norm]), *parts]
 
         tensors = list(({id(p): p for p in self.gradients.parameters} | watch.tensors()).values())
         with kept(self.buffers, self.devices), pyro.validation_enabled(False):
-            captured = Function(function, tensors, _tensors(data, t), half=half)
+            captured = Function(function, tensors, tensors_of(data, t), half=half)
             name = watch.changed()
         if name is not None:
             raise Refused(f"running it changes {name!r}, which a captured program would not; keep it in a tensor")
         return captured
+
+    def _compile(self, data: Sequence[Any], t: Tensor) -> None:
+        self.function.compile(tensors_of(data, t))
 
     def _result(self, outputs: Sequence[Tensor]) -> Result:
         loss, *rest = outputs
@@ -155,11 +161,15 @@ class Captured(Plan):
     def _alone(self, data: Sequence[Any], t: Tensor, *, exact: bool = False) -> Result | None:
         """A run that leaves no trace."""
         with kept(self.buffers, self.devices):
-            outputs = self.function(*_tensors(data, t), exact=exact)
+            outputs = self.function(*tensors_of(data, t), exact=exact)
         return None if outputs is None else self._result(outputs)
 
+    def _effect(self, run: Callable[[], Result | None]) -> Result | None:
+        """What a run is compared by."""
+        return run()
+
     @classmethod
-    def _compare_compiled(cls, expected: Result, received: Result | None, close: float) -> None:
+    def _compare_compiled(cls, expected: Result | None, received: Result | None, close: float) -> None:
         """Another order of sums may matter, where a program divides by what is nearly 0: the graph itself still does.
 
         Raises:
@@ -171,13 +181,13 @@ class Captured(Plan):
             raise CompilerFailed(str(error)) from None
 
     @staticmethod
-    def _compare(expected: Result, received: Result | None, close: float) -> None:
+    def _compare(expected: Result | None, received: Result | None, close: float) -> None:
         """See that two results agree; a branch that differs from the captured one is dealt with when it is met.
 
         Raises:
             Refused: if they do not.
         """
-        if received is None:
+        if expected is None or received is None:
             return
         if [g is None for g in expected.gradients] != [g is None for g in received.gradients]:
             raise Refused("other parameters get a gradient")
@@ -186,7 +196,8 @@ class Captured(Plan):
             raise Refused("loss or gradients differ on the same noise")
 
 
-def _tensors(data: Sequence[Any], t: Tensor) -> list[Tensor]:
+def tensors_of(data: Sequence[Any], t: Tensor) -> list[Tensor]:
+    """What a graph is given at every run."""
     return [*(d for d in data if isinstance(d, Tensor)), t]
 
 

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from pyrovae.compiled.gradients import Gradients, Result, clipped
 from pyrovae.compiled.plans import Captured, Eager, Plan
 from pyrovae.compiled.update import Update
+from pyrovae.compiled.updating import Updating
 from pyrovae.compiled.watch import Watch
 from pyrovae.errors import ConfigError
 from pyrovae.graphs import LEVELS, PRECISIONS, CompilerFailed, Refused, compiler
@@ -114,6 +115,7 @@ class Step:
         level: how the last batch was run: ``"compiled"``, ``"replay"`` or ``"eager"``.
         norm: of the last gradient, before clipping, where it was asked for.
         parameters: those that are trained.
+        guard: keeps that norm, and makes no update where it or the loss is not finite.
     """
 
     def __init__(
@@ -127,14 +129,14 @@ class Step:
         clip: float | None = None,
         accumulate: int = 1,
         steps: int | None = None,
-        norm: bool = False,
+        guard: bool = False,
     ) -> None:
         self.parameters: list[Tensor] = [p for g in optimizer.param_groups for p in g["params"]]
         _check(level, precision, clip, accumulate, self.parameters)
         self.wanted, self.precision, self.accumulate, self.steps = level, precision, accumulate, steps
-        self.clip, self.with_norm = clip, norm
+        self.clip, self.guard = clip, guard
         whole = accumulate == 1  # else norm and clipping are the sum's
-        self._loss = Gradients(program, objective, self.parameters, norm=norm and whole, clip=clip if whole else None)
+        self._loss = Gradients(program, objective, self.parameters, norm=guard and whole, clip=clip if whole else None)
         self._eager, self._update = Eager(self._loss), Update(optimizer)
         self._t = torch.ones((), dtype=torch.float64)
         self._plans: dict[Any, _Kind] = {}
@@ -158,14 +160,30 @@ class Step:
         Raises:
             ConfigError: if the program is no longer the one that was captured.
         """
-        loss = self.gradients(*data, t=t)
-        self.update()
-        return loss
+        result = self._run(data, t, whole=self.accumulate == 1)
+        if not result.updated and not (self.guard and not _finite(result)):
+            self.update()
+        return result.loss
 
     def gradients(self, *data: Any, t: float = 1.0) -> Tensor:
         """The loss, with :attr:`norm` and the gradients ready for :meth:`update`; arguments as for a call."""
+        return self._run(data, t, whole=False).loss
+
+    def update(self) -> None:
+        """Apply the gradients; with ``accumulate``, at every so many calls."""
+        if self._gradients:
+            self._update(self.parameters, self._gradients)
+
+    def assign(self, *data: Any, t: float = 1.0) -> None:
+        """Set ``parameter.grad``, for those who look there, without an update: by the program itself, once more."""
         self._t.fill_(t)
-        plan = self._plan(data)
+        for parameter, gradient in zip(self.parameters, self._eager(data, self._t).gradients, strict=True):
+            parameter.grad = gradient
+
+    def _run(self, data: Sequence[Any], t: float, *, whole: bool) -> Result:
+        """Loss and gradients, and the update too where ``whole`` and the plan makes both at once."""
+        self._t.fill_(t)
+        plan = self._plan(data, whole=whole)
         try:
             result = plan(data, self._t)
         except Refused as error:
@@ -175,17 +193,7 @@ class Step:
         self.level = plan.level
         result = result if self.accumulate == 1 else self._accumulated(result)
         self.norm, self._gradients = result.norm, result.gradients
-        return result.loss
-
-    def update(self) -> None:
-        """Apply the gradients; with ``accumulate``, at every so many calls."""
-        if self._gradients:
-            self._update(self.parameters, self._gradients)
-
-    def assign(self) -> None:
-        """Set ``parameter.grad``, for those who look there."""
-        for parameter, gradient in zip(self.parameters, self._gradients, strict=False):
-            parameter.grad = gradient
+        return result
 
     def _accumulated(self, result: Result) -> Result:
         """The mean gradients of the last calls when there are enough, and none before."""
@@ -195,9 +203,9 @@ class Step:
         if self._calls % self.accumulate:
             return Result(result.loss, None, [])
         total, self._sum = self._sum, []
-        return clipped(Result(result.loss, None, total), norm=self.with_norm, clip=self.clip)
+        return clipped(Result(result.loss, None, total), norm=self.guard, clip=self.clip)
 
-    def _plan(self, data: Sequence[Any]) -> Plan:
+    def _plan(self, data: Sequence[Any], *, whole: bool) -> Plan:
         """The plan for data of this kind: what is burned into a graph is its key, or under watch."""
         if self.wanted == "eager":
             return self._eager
@@ -205,25 +213,25 @@ class Step:
             self._renew(self._watch, name)
             if self.wanted == "eager":
                 return self._eager
-        kind = self._kind(data)
+        kind = self._kind(data, whole=whole)
         kind.seen += 1
-        void = isinstance(kind.plan, Captured) and not kind.plan.function.unchanged()
+        void = isinstance(kind.plan, Captured) and not kind.plan.holds()
         due = kind.seen in (kind.capture_at, kind.compile_at) and (kind.first or self._graphs() < _GRAPHS)
         if due or void:
-            kind.plan = self._captured(data, compiled=kind.seen >= kind.compile_at)
+            kind.plan = self._captured(data, compiled=kind.seen >= kind.compile_at, whole=whole)
         return kind.plan
 
-    def _kind(self, data: Sequence[Any]) -> "_Kind":
+    def _kind(self, data: Sequence[Any], *, whole: bool) -> "_Kind":
         """What is known of data of this kind; for a new one, the kind without a graph that was met longest ago goes.
 
         Graphs stay: to drop and capture them by turns would cost more than eager steps do.
         """
-        key = _key(data)
+        key = whole, *_key(data)
         kind = self._plans.get(key)
         if kind is None:
             if len(self._plans) == _KINDS:
                 del self._plans[next(k for k, old in self._plans.items() if old.plan is self._eager)]
-            kind = self._plans[key] = self._new_kind(data, first=not self._plans)
+            kind = self._plans[key] = self._new_kind(data, first=not any(k[0] is whole for k in self._plans))
         elif kind.plan is self._eager:
             self._plans[key] = self._plans.pop(key)  # the latest stands last
         return kind
@@ -251,15 +259,18 @@ class Step:
             compiled = math.inf
         return _Kind(self._eager, 1 if half else _ceil(replay), _ceil(compiled), first=True)
 
-    def _captured(self, data: Sequence[Any], *, compiled: bool) -> Plan:
+    def _captured(self, data: Sequence[Any], *, compiled: bool, whole: bool) -> Plan:
         half = self.precision == "bf16"
         try:
             self._watch = self._watch or self._new_watch()
+            given = self._loss, data, self._t, self._watch
             try:
-                return Captured(self._loss, data, self._t, self._watch, compiled=compiled, half=half)
+                if compiled and whole:
+                    return Updating(*given, half=half, update=self._update, guard=self.guard)
+                return Captured(*given, compiled=compiled, half=half)
             except CompilerFailed as error:
                 _say(f"inductor failed, the captured step is replayed instead: {error}")
-                return Captured(self._loss, data, self._t, self._watch, compiled=False, half=half)
+                return Captured(*given, compiled=False, half=half)
         except Refused as error:
             self._give_up(error)
             return self._eager
@@ -361,6 +372,10 @@ def _key(data: Sequence[Any]) -> tuple[Any, ...]:
     """Everything about data and surroundings that a graph fixes."""
     kinds = tuple((d.shape, d.dtype, d.device) if isinstance(d, Tensor) else d for d in data)
     return kinds, torch.is_autocast_enabled("cpu"), torch.get_default_dtype()
+
+
+def _finite(result: Result) -> bool:
+    return bool(result.loss.isfinite()) and (result.norm is None or bool(result.norm.isfinite()))
 
 
 def _ceil(count: float) -> float:

@@ -137,7 +137,7 @@ def fit(
     # after everything that can be refused, so that nothing refused leaves a directory behind
     details = {} if directory is None else {"seed": seed, "preprocess": describe(step)} | _data_details(x)
     steps = epochs * data.steps
-    captured = Step(model, loss, optimizer, level=compile, precision=precision, clip=clip, steps=steps, norm=True)
+    captured = Step(model, loss, optimizer, level=compile, precision=precision, clip=clip, steps=steps, guard=True)
     path = None if directory is None else runs.claim(directory)
     schedule = scheduler if scheduler is None or isinstance(scheduler, LRScheduler) else scheduler(optimizer, steps)
     state = State(model, optimizer, epochs, steps, data.rows)
@@ -227,21 +227,21 @@ class _Loop:
             self.state.rows += rows
             self.state.loss = loss
             if self.steppers:
-                self.step.assign()
                 self._call("on_step", self.steppers)
         return total / self.state.rows, norms / self.data.steps
 
     def _update(self, batch: Sequence[Tensor]) -> tuple[float, float]:
         state, step, before = self.state, self.step, torch.get_rng_state()
-        loss = step.gradients(*batch, t=state.step / state.steps).item()
+        t = state.step / state.steps
+        loss = step(*batch, t=t).item()
         norm = math.nan if step.norm is None else step.norm.item()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             torch.set_rng_state(before)
-            step.assign()
+            step.assign(*batch, t=t)
+            torch.set_rng_state(before)
             rates = [group["lr"] for group in state.optimizer.param_groups]
             rows = batch[:-1] if self.weighted else batch
             raise diverged(state.model, rows, loss, norm, state.step, state.epoch, rates, self.critics)
-        step.update()
         if self.scheduler is not None and not isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step()
         state.step += 1

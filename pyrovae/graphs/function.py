@@ -5,17 +5,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 
-from pyrovae.graphs.capture import capture
+from pyrovae.graphs.capture import capture, trace
 from pyrovae.graphs.fewer import fewer_instructions
 from pyrovae.graphs.half import half_graph
 from pyrovae.graphs.inductor import compile_graph
 from pyrovae.graphs.keeping import cuda_devices, kept
 from pyrovae.graphs.nodes import copied
-from pyrovae.graphs.running import biases_apart, exact_expm1, noise_first, reuse
+from pyrovae.graphs.running import biases_apart, exact_expm1, matrix_first, noise_first, reuse
 from pyrovae.graphs.simplify import prepare
 
 __all__ = ["Function"]
+
+Then = Callable[[list[Tensor], Tensor | None, list[Tensor]], list[Tensor]]
 
 
 class Function:
@@ -48,22 +51,57 @@ class Function:
         self._kinds = [_kind(tensor) for tensor in self.tensors]
         self._exact = self._run = reuse(copied(graph)).forward
         self._graph = graph
+        self._places: list[int | None] = []
+        self._more: list[Tensor] = []
         if half:
             with kept(self.written, self.devices):
                 self._graph = half_graph(graph, self._inputs(example))
             self._run = reuse(copied(self._graph)).forward
 
-    def compile(self, data: Sequence[Tensor]) -> None:
+    def compile(self, data: Sequence[Tensor], then: Then | None = None, further: Sequence[Tensor] = ()) -> None:
         """Let calls run compiled code from now on.
+
+        Args:
+            data: an example.
+            then: with what the code goes on: called with the results, with a boolean scalar that is false where a
+                branch on data comes out differently (None where nothing branches), and with the further tensors, which
+                it may write into. What it returns are the results of a call from then on.
+            further: tensors for that, the same objects at every call unless :meth:`exchange` says otherwise.
 
         Raises:
             CompilerFailed: in the compiler's words.
         """
-        graph = fewer_instructions(exact_expm1(biases_apart(copied(self._graph))))
+        graph, inputs = copied(self._graph), self._inputs(data)
+        if then is not None:
+            place = {id(tensor): i for i, tensor in enumerate(self.tensors)}
+            self._places = [place.get(id(tensor)) for tensor in further]
+            self.exchange(further)
+            inputs += self._more
+            with kept((), self.devices):
+                graph = self._continued(graph, then, [t.detach().clone() for t in inputs])
+        graph = fewer_instructions(exact_expm1(matrix_first(biases_apart(graph))))
         draws = noise_first(graph)
         with kept(self.written, self.devices):
-            run = compile_graph(graph, [*self._inputs(data), *(draw() for draw in draws)])
+            run = compile_graph(graph, [*inputs, *(draw() for draw in draws)])
         self._run = (lambda *inputs: run(*inputs, *[draw() for draw in draws])) if draws else run
+
+    def exchange(self, further: Sequence[Tensor]) -> None:
+        """Other tensors of the same kinds in the place of :meth:`compile`'s further ones."""
+        self._more = [tensor for tensor, place in zip(further, self._places, strict=True) if place is None]
+
+    def _continued(self, graph: GraphModule, then: Then, inputs: Sequence[Tensor]) -> GraphModule:
+        """The graph and what follows it, as one."""
+        own = len(inputs) - len(self._more)
+
+        def program(*inputs: Tensor) -> list[Tensor]:
+            results, more = graph(*inputs[:own]), iter(inputs[own:])
+            given = [next(more) if place is None else inputs[place] for place in self._places]
+            if not self.decides:
+                return then(results, None, given)
+            *results, decision = results
+            return [*then(results, decision, given), decision]
+
+        return trace(program, inputs)
 
     def __call__(self, *data: Tensor, exact: bool = False) -> list[Tensor] | None:
         """The function's results without gradients.
@@ -78,7 +116,8 @@ class Function:
         """
         before = self._state() if self.decides else None
         with torch.no_grad(), torch._C._AutoDispatchBelowAutograd():
-            outputs = (self._exact if exact else self._run)(*self._inputs(data))
+            inputs = self._inputs(data)
+            outputs = self._exact(*inputs) if exact else self._run(*inputs, *self._more)
         if before is None:
             return outputs
         *results, decision = outputs

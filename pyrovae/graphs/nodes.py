@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch.fx import Graph, GraphModule, Node, Proxy
+from torch.fx.proxy import GraphAppendingTracer
 
 __all__ = [
     "EMPTY",
@@ -44,8 +45,9 @@ def replace(node: Node, by: Any) -> None:
 
 def rewrite(node: Node, function: Callable[..., Any], *args: Node) -> None:
     """Let the operations of a function of other nodes stand where this one stood."""
+    tracer = GraphAppendingTracer(node.graph)
     with node.graph.inserting_before(node):
-        result = function(*map(Proxy, args)).node
+        result = function(*(Proxy(a, tracer) for a in args)).node
     result.meta = dict(node.meta)
     replace(node, result)
 
@@ -85,11 +87,25 @@ def mutated(node: Node) -> bool:
     while stack:
         current = stack.pop()
         for user in current.users:
-            if changes_arguments(user):
+            if _writes_into(user, current):
                 return True
             if is_view(user):
                 stack.append(user)
     return changes_arguments(root) and not written_once(root)
+
+
+def _writes_into(user: Node, node: Node) -> bool:
+    """Whether the operation writes into this one of its arguments."""
+    if not changes_arguments(user):
+        return False
+    schema: Any = user.target._schema  # pyright: ignore[reportFunctionMemberAccess, reportAttributeAccessIssue]
+    statistics = ("running_mean", "running_var") if "batch_norm" in schema.name else ()
+    for place, argument in enumerate(schema.arguments):
+        given = user.args[place] if place < len(user.args) else user.kwargs.get(argument.name)
+        written = argument.name in statistics or (argument.alias_info is not None and argument.alias_info.is_write)
+        if written and (given is node or (isinstance(given, (list, tuple)) and node in given)):
+            return True
+    return False
 
 
 def written_once(node: Node) -> bool:

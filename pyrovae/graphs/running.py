@@ -9,7 +9,7 @@ from torch.fx import GraphModule, Node
 
 from pyrovae.graphs.nodes import aten, is_random, is_view, replace, rewrite, roots_of, value_of, written_once
 
-__all__ = ["biases_apart", "exact_expm1", "noise_first", "reuse"]
+__all__ = ["biases_apart", "exact_expm1", "matrix_first", "noise_first", "reuse"]
 
 _DIRECT: dict[Any, Callable[..., Any]] = {}
 _ELEMENTWISE: set[Any] = set()
@@ -38,6 +38,7 @@ _register(
 _register("expand view", Tensor, elementwise=False)
 _register("softplus", torch.nn.functional, elementwise=False)
 _BIG = 2**14  # elements from which fresh memory costs more than the longer call
+_FEW = 32  # rows up to which a product with a large transposed matrix takes long, however few they are
 
 
 def reuse(graph: GraphModule) -> GraphModule:
@@ -112,6 +113,31 @@ def biases_apart(graph: GraphModule) -> GraphModule:
         replace(node, result)
     graph.recompile()
     return graph
+
+
+def matrix_first(graph: GraphModule) -> GraphModule:
+    """``x W'`` of few rows x as ``(W x')'``, in place.
+
+    MKL rearranges the large matrix when it comes second and transposed, which takes longer than the product itself.
+
+    Returns:
+        The same object.
+    """
+    for node in [n for n in graph.graph.nodes if n.target is aten.mm.default]:
+        rows, transposed = node.args
+        if transposed.target is not aten.t.default:
+            continue
+        few, matrix = value_of(rows), value_of(transposed.args[0])
+        plain = few.is_contiguous() and matrix.is_contiguous() and few.dtype is torch.float32
+        if plain and few.device.type == "cpu" and len(few) <= _FEW and matrix.numel() >= _BIG:
+            rewrite(node, _matrix_first, rows, transposed.args[0])
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph
+
+
+def _matrix_first(x: Any, matrix: Any) -> Any:
+    return aten.t.default(aten.mm.default(matrix, aten.t.default(x)))
 
 
 def exact_expm1(graph: GraphModule) -> GraphModule:
