@@ -83,7 +83,7 @@ def check_equal(program, objective, data, level):
         ):
             if a is None:
                 assert b is None, name
-            elif level == "replay":
+            elif level in ("eager", "replay"):
                 assert torch.equal(a, b), name
             else:
                 assert (a - b).norm() <= (1e-6 if name == "loss" else 1e-5) * a.norm() + 1e-9, name
@@ -314,13 +314,44 @@ class Branching(Program):
         return torch.tanh(x) if x.sum() > 0 else x * 2
 
 
-@pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("program", [Program, Discrete, Conversant])
+class Plated(Program):
+    """Plates of every kind: in one another, of one value for all, by their rows, of a part of them, named twice."""
+
+    @pyro_method
+    def model(self, x):
+        rows, columns = pyro.plate("rows", len(x), dim=-2), pyro.plate("columns", 6, dim=-1)
+        with pyro.plate("batch", len(x), dim=-1) as index:
+            index += 1  # ours alone
+            z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        with rows, columns as index:
+            pyro.sample("x", dist.Normal(self.decoder(z), 0.5 + index), obs=x)
+        with rows:
+            pyro.sample("row", dist.Normal(z.sum(-1, keepdim=True), 1.0), obs=x[:, :1])
+        with columns:
+            pyro.sample("one", dist.Normal(self.decoder.bias.mean(), 1.0), obs=x[0])
+        with pyro.plate("few", len(x), subsample_size=3) as index:
+            pyro.sample("part", dist.Normal(z[index].sum(-1), 1.0), obs=x[index, 0])
+        with poutine.condition(data={"every": torch.tensor([2, 1])}), pyro.plate("every", 2) as index:
+            pyro.sample("chosen", dist.Normal(z[index, 0], 1.0), obs=x[:2, 0])
+        for i in pyro.plate("loop", 2):
+            pyro.sample(f"loop_{i}", dist.Normal(z[i, 0], 1.0), obs=x[i, 1])
+        with pyro.plate("others", 4):
+            pyro.sample("w", dist.Normal(0.0, 1.0))
+
+    @pyro_method
+    def guide(self, x):
+        super().guide(x)
+        with pyro.plate("others", 4):
+            pyro.sample("w", dist.Normal(self.encoder.bias.mean(), 1.0))
+
+
+@pytest.mark.parametrize("level", ["eager", *LEVELS])
+@pytest.mark.parametrize("program", [Program, Discrete, Conversant, Plated])
 def test_programs(program, level):
-    check_equal(program(), pv.ELBO(), (torch.randn(5, 6),), level)
+    check_equal(program(), pv.ELBO(estimator=Trace_ELBO(max_plate_nesting=2)), (torch.randn(5, 6),), level)
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", ["eager", *LEVELS])
 def test_scale_and_mask(level):
     check_equal(Scaled(), pv.ELBO(), (torch.randn(5, 6), torch.tensor([True, False, True, True, False])), level)
 

@@ -5,10 +5,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import pyro
+import torch
 from pyro.distributions.util import is_identically_zero, scale_and_mask
 from pyro.infer import Trace_ELBO
 from pyro.infer.util import torch_item
+from pyro.poutine.broadcast_messenger import BroadcastMessenger
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.plate_messenger import PlateMessenger
+from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.subsample_messenger import SubsampleMessenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -51,7 +56,7 @@ class _LeanELBO:
         self.estimator = estimator
 
     def differentiable_loss(self, model: Any, guide: Any, *data: Any) -> Tensor:
-        with _unregistered():
+        with _shortcuts():
             with _Sites({}) as drawn:
                 guide(*data)
             with _Sites(drawn.kept) as scored:
@@ -62,13 +67,12 @@ class _LeanELBO:
         if not all(is_identically_zero(p.score_function) for p in parts):
             return self._by_traces(scored, drawn)
         loss: Any = sum(log.item() for log in logs)
-        surrogate: Any = 0
-        for log in logs:
-            surrogate = surrogate + log
+        surrogate: Any = sum(logs[1:], start=logs[0]) if logs else 0
         for log_prob, _, entropy in parts:
-            loss -= log_prob.sum().item()
+            total = log_prob.sum()
+            loss -= total.item()
             if not is_identically_zero(entropy):
-                surrogate = surrogate - entropy.sum()
+                surrogate = surrogate - (total if entropy is log_prob else entropy.sum())
         return -loss + (torch_item(surrogate) - surrogate)
 
     def _by_traces(self, scored: _Sites, drawn: _Sites) -> Tensor:
@@ -80,14 +84,45 @@ class _LeanELBO:
 
 
 @contextlib.contextmanager
-def _unregistered() -> Iterator[None]:
-    """Without entering modules into a param store that is thrown away afterwards: a fifth of a small step."""
-    register = pyro.module
-    pyro.module = lambda name, nn_module, *_, **__: nn_module
+def _shortcuts() -> Iterator[None]:
+    """Pyro without what takes much of a small step and changes no number; afterwards it is as it was.
+
+    Modules are not entered into a param store that is thrown away; plates of all rows ask no handler which rows; and
+    distributions that have the shape of their plates are not expanded to it.
+    """
+    replaced = {
+        (pyro, "module"): lambda name, nn_module, *_, **__: nn_module,
+        (SubsampleMessenger, "_subsample"): staticmethod(_subsample),
+        (BroadcastMessenger, "_pyro_sample"): staticmethod(_broadcast),
+    }
+    before = {(owner, name): vars(owner)[name] for owner, name in replaced}
     try:
+        for (owner, name), value in replaced.items():
+            setattr(owner, name, value)
         yield
     finally:
-        pyro.module = register
+        for (owner, name), value in before.items():
+            setattr(owner, name, value)
+
+
+_pyro_subsample, _pyro_broadcast = SubsampleMessenger._subsample, BroadcastMessenger._pyro_sample
+
+
+def _subsample(name: str, size: Any = None, subsample_size: Any = None, *rest: Any) -> Any:
+    """What a plate works with: its size, that of its subsample, and the rows in it."""
+    every = type(size) is int and (subsample_size is None or subsample_size == size)
+    chosen = any(r is not None for r in rest) or not all(isinstance(m, (_Sites, PlateMessenger)) for m in _PYRO_STACK)
+    if every and not chosen:
+        return size, size, torch.arange(size)
+    return _pyro_subsample(name, size, subsample_size, *rest)
+
+
+def _broadcast(msg: Any) -> None:
+    """Expand the distribution of a site to the shape of the plates around it."""
+    shape = getattr(msg["fn"], "batch_shape", ())
+    frames = [f for f in msg["cond_indep_stack"] if f.dim is not None]
+    if not all(shape[f.dim : f.dim + 1 or None] == (f.size,) for f in frames):
+        _pyro_broadcast(msg)
 
 
 def _random(sites: _Sites) -> list[Any]:
