@@ -79,6 +79,22 @@ _ENUMERATED = {"columns": 784, "hidden": 500, "latent": 50}
 _TINY = {"columns": 8, "hidden": 8, "latent": 2}
 _FEW = {"limit": 2048}  # rows, where reading all of them would be most of the time
 
+
+def _evaluation(rows: int, blocks: int, *others: Contender) -> Job:
+    return Job(
+        f"log p(x) of {rows:,} rows, 5,000 draws each",
+        (
+            Contender("matrix products alone", "torch_hand.products"),
+            Contender("pyrovae.log_marginal", "ours.evaluate", {"precision": "float32"}),
+            *others,
+        ),
+        PIXELS | {"limit": rows, "k": 5000, "chunk": 2500, "evaluated": rows},
+        unit="evaluation",
+        batch=rows,
+        blocks=blocks,
+    )
+
+
 JOBS: dict[str, Job] = {
     "vae": Job(
         "One step of a VAE, 784-400-50 and back",
@@ -135,26 +151,21 @@ JOBS: dict[str, Job] = {
         "Gathering a batch",
         (
             ours("vae", "compiled"),
-            Contender("gather float32", "ours.data", {"binarize": False}),
-            Contender("gather 8 bits, Binarize", "ours.data", {"binarize": True}),
+            Contender("gather binary rows kept in 8 bits", "ours.data", {"stored": "binary", "binarize": False}),
+            Contender("gather float32", "ours.data", {"stored": "float32", "binarize": False}),
+            Contender("gather grey rows in 8 bits, Binarize", "ours.data", {"stored": "grey", "binarize": True}),
         ),
         PIXELS,
         unit="batch",
         batch=128,
     ),
-    "evaluate": Job(
-        "log p(x) of 1,000 rows, 5,000 draws each",
-        (
-            Contender("matrix products alone", "torch_hand.products"),
-            Contender("pyrovae.log_marginal", "ours.evaluate", {"precision": "float32"}),
-            Contender("pyrovae.log_marginal, bf16", "ours.evaluate", {"precision": "bf16"}),
-            Contender("Pyro's vectorized_importance_weights", "pyro_svi.evaluate"),
-        ),
-        PIXELS | _FEW | {"k": 5000, "chunk": 2500, "evaluated": 1000},
-        unit="evaluation",
-        batch=1000,
-        blocks=3,
+    "evaluate": _evaluation(
+        1000,
+        3,
+        Contender("pyrovae.log_marginal, bf16", "ours.evaluate", {"precision": "bf16"}),
+        Contender("Pyro's vectorized_importance_weights", "pyro_svi.evaluate"),
     ),
+    "evaluate-all": _evaluation(10_000, 1),  # minutes each
     "start": Job(
         "From nothing to the end of the first step of a VAE",
         (

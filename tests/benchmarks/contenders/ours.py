@@ -57,10 +57,10 @@ def epoch(setup, link):
 
 
 def data(setup, link):
-    """Gathering alone, from float32 or, with ``setup.binarize``, from 8 bits with a draw for every value."""
+    """Gathering alone, of the rows ``setup.stored``; with ``setup.binarize``, a draw for every value."""
     x = begin(setup)
-    if setup.binarize:
-        x = load(setup, "grey")
+    if setup.stored != "float32":
+        x = load(setup, setup.stored)
     preprocess = pv.Binarize() if setup.binarize else None
     source = pv.data.rows.batches(x, batch_size=setup.batch, preprocess=preprocess)
 

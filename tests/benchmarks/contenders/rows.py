@@ -10,14 +10,13 @@ def begin(setup):
     """Threads and seed as everybody has them; the rows, float32, shape ``(rows, columns)``."""
     torch.set_num_threads(setup.threads)
     torch.manual_seed(0)
-    return load(setup)
+    return load(setup, "binary").float()
 
 
-def load(setup, name="binary"):
-    """Rows as they are stored, 8 bits each, or the binary ones in memory as float32."""
+def load(setup, name):
+    """Rows as they are stored, 8 bits a value: ``"grey"``, or ``"binary"``."""
     stored = np.load(Path(setup.data) / f"{name}.npy", mmap_mode="r")
-    rows = torch.from_numpy(stored[: setup.rows, : setup.columns].copy())
-    return rows.float() if name == "binary" else rows
+    return torch.from_numpy(stored[: setup.rows, : setup.columns].copy())
 
 
 def sampler(x, batch):
