@@ -4,6 +4,7 @@ import copy
 import functools
 import itertools
 import shutil
+import warnings
 
 import numpy as np
 import pyro
@@ -853,11 +854,12 @@ def test_capturing_leaves_everything_alone():
         lambda p: torch.optim.Adam(p, lr=0.01, fused=True),
         lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1, fused=True),
         lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.1, fused=True),
+        lambda p: torch.optim.Adam(p, lr=0.01),
         lambda p: torch.optim.Adam(p, lr=0.01, amsgrad=True),
         lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9),
         lambda p: torch.optim.Adam([{"params": p[:1], "lr": 0.1}, {"params": p[1:], "betas": (0.5, 0.9)}], fused=True),
     ],
-    ids=["adam", "adamw", "weight decay", "amsgrad", "sgd", "groups"],
+    ids=["adam", "adamw", "weight decay", "not fused", "amsgrad", "sgd", "groups"],
 )
 def test_updates_are_the_optimizer_s(make):
     """Bit for bit, through a schedule, a missing gradient and a state that is loaded in between."""
@@ -962,6 +964,18 @@ def test_half_precision_of_convolutions(net, rows):
     step.gradients(x)
     for a, b in zip(gradients, step._gradients, strict=True):
         assert (a - b).norm() < 0.05 * a.norm()
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_processor_without_half_precision_is_named(native, monkeypatch):
+    program = Program()
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True, "amx_bf16": native})
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        step_of(program, pv.ELBO(), precision="bf16")
+        pv.log_marginal(program, torch.randn(5, 6), precision="bf16", compile="eager")
+        step_of(program, pv.ELBO())
+    assert ["has no instructions for bfloat16" in str(w.message) for w in said] == [True] * (0 if native else 2)
 
 
 def test_half_precision_that_cannot_be_captured_is_refused():

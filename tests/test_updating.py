@@ -20,6 +20,7 @@ pytestmark = pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c+
 ADAM = {
     "adam": lambda p: torch.optim.Adam(p, lr=0.01, fused=True),
     "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1, fused=True),
+    "not fused": lambda p: torch.optim.AdamW(p, lr=0.01),
     "weight decay": lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.1, eps=1e-3, fused=True),
     "groups": lambda p: torch.optim.Adam(
         [{"params": p[:1], "lr": 0.1}, {"params": p[1:], "betas": (0.5, 0.9), "weight_decay": 0.2}], fused=True
@@ -83,6 +84,7 @@ def check(step, adam, program, objective, make, x, *, seed):
         ("vae", "groups", {"guard": True}),
         ("vae", "weight decay", {"guard": True}),
         ("vae", "adamw", {}),
+        ("vae", "not fused", {}),
         ("iwae", "adam", {"guard": True}),
         ("enumeration", "adam", {}),
         ("normalisation", "adam", {}),
@@ -239,7 +241,7 @@ def test_data_in_the_memory_of_a_parameter():
     assert step._gradients  # by the program, and then updated by torch
 
 
-@pytest.mark.parametrize("make", [lambda p: torch.optim.Adam(p), lambda p: torch.optim.SGD(p, 0.01)])
+@pytest.mark.parametrize("make", [lambda p: torch.optim.Adam(p, amsgrad=True), lambda p: torch.optim.SGD(p, 0.01)])
 def test_other_optimizers_update_by_themselves(make):
     program, x = Program(), torch.randn(5, 6)
     step, _ = made(program, make=make)

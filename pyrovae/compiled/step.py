@@ -17,7 +17,7 @@ from pyrovae.compiled.update import Update
 from pyrovae.compiled.updating import Updating
 from pyrovae.compiled.watch import Watch
 from pyrovae.errors import ConfigError
-from pyrovae.graphs import LEVELS, PRECISIONS, CompilerFailed, Refused, compiler
+from pyrovae.graphs import LEVELS, PRECISIONS, CompilerFailed, Refused, compiler, warn_if_emulated
 from pyrovae.objectives import ELBO
 
 __all__ = ["Step", "compile_step"]
@@ -60,10 +60,12 @@ def compile_step(
         objective: as for :func:`pyrovae.fit`, called with an object that has ``model`` and ``guide``; or one of Pyro's
             ELBOs with ``differentiable_loss``, used as ``SVI`` would, param store included. None is ``pyrovae.ELBO()``.
         optimizer: a torch optimizer over the parameters to train; those reached by the programs and not in it stay as
-            they are. Fused Adam and AdamW are called directly.
+            they are. On a processor Adam and AdamW become part of the compiled code; elsewhere those with
+            ``fused=True`` are called directly. The state is as ``optimizer.step()`` leaves it.
         level: ``"compiled"`` by inductor, which needs a C++ compiler or CUDA; ``"replay"`` of the graph; ``"eager"``,
             never captured; ``"auto"`` weighs the seconds of compiling against the steps to come.
-        precision: ``"bf16"`` does matrix products and convolutions in bfloat16, everything else stays float32.
+        precision: ``"bf16"`` does matrix products and convolutions in bfloat16, everything else stays float32; it
+            pays on processors with instructions for it.
         clip: largest gradient norm over all parameters together.
         accumulate: calls for one update, by the mean of their gradients.
         steps: steps to expect, for ``"auto"``; where None, it is captured and compiled once it has lasted long enough.
@@ -364,6 +366,8 @@ def _check(level: str, precision: str, clip: Any, accumulate: Any, parameters: S
         raise ConfigError(f"accumulate: expected an int from 1, received {accumulate!r}")
     if precision == "bf16" and level == "eager":
         raise ConfigError("precision: 'bf16' rewrites the captured graph, which level 'eager' does not make")
+    if precision == "bf16":
+        warn_if_emulated(parameters)
     if level == "compiled" and compiler(parameters[0].device) is None:
         raise ConfigError("level: 'compiled' needs a C++ compiler (g++, clang++, c++ or $CXX); 'replay' needs none")
 

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Adam, AdamW, Optimizer
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+from torch.optim.optimizer import _get_scalar_dtype, _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 __all__ = ["Group", "Update"]
 
-_PLAIN = {"amsgrad": False, "maximize": False, "differentiable": False, "capturable": False, "fused": True}
+_PLAIN = {"amsgrad": False, "maximize": False, "differentiable": False, "capturable": False}
 _NUMBERS = 8
 
 
@@ -118,7 +118,8 @@ class Update:
     """One update of the parameters by their gradients; the optimizer's state is as ``optimizer.step()`` leaves it.
 
     ``torch.optim`` spends up to 0.1 ms on lists of its own before the arithmetic starts. Fused Adam and AdamW are
-    called directly; every other optimizer, and one with hooks, by its own ``step``.
+    called directly; every other optimizer, and one with hooks, by its own ``step``. In a graph, which has an order of
+    operations of its own, Adam and AdamW need not be fused.
 
     Args:
         optimizer: read anew at every update: learning rates, moments, and a state that was loaded meanwhile.
@@ -133,15 +134,16 @@ class Update:
     def __call__(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
         """Update the parameters; those without a gradient stay as they are."""
         groups = self.groups(parameters, [g is not None for g in gradients])
-        for group in groups:
-            group(gradients)
-        if not groups:
+        if groups and all(group.options["fused"] for group in groups):
+            for group in groups:
+                group(gradients)
+        else:
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
             self.optimizer.step()
 
     def groups(self, parameters: Sequence[Tensor], present: list[bool]) -> list[Group]:
-        """The groups of an optimizer that is called directly, the same objects while nothing changes; else none.
+        """The groups of a plain Adam or AdamW, the same objects while nothing changes; of others none.
 
         Args:
             parameters: all that are trained.
@@ -159,7 +161,7 @@ class Update:
             held = [p for p in options["params"] if id(p) in place and present[place[id(p)]]]
             if not held:
                 continue
-            state = [self._state(p) for p in held]
+            state = [self._state(p, fused=bool(options["fused"])) for p in held]
             counted = torch.stack([s["step"] for s in state])
             for s, step in zip(state, counted, strict=True):
                 s["step"] = step
@@ -169,11 +171,12 @@ class Update:
         self.optimizer._opt_called = True  # pyright: ignore[reportAttributeAccessIssue] which schedulers look at
         return groups
 
-    def _state(self, parameter: Tensor) -> dict[str, Any]:
+    def _state(self, parameter: Tensor, *, fused: bool) -> dict[str, Any]:
         """The optimizer's, made as it does itself at its first step."""
         state = self.optimizer.state[parameter]
         if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+            device = parameter.device if fused else "cpu"
+            state["step"] = torch.zeros((), dtype=_get_scalar_dtype(is_fused=fused), device=device)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
         return state
 

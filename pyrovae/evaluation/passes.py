@@ -25,6 +25,7 @@ from pyrovae.graphs import (
     cuda_devices,
     half_products,
     kept,
+    warn_if_emulated,
 )
 from pyrovae.handlers import frozen, run, sample_sites, unguided
 
@@ -77,6 +78,8 @@ def scored(
         raise ConfigError(f"precision: expected one of {', '.join(PRECISIONS)}, received {precision!r}")
     if compile not in LEVELS:
         raise ConfigError(f"compile: expected one of {', '.join(LEVELS)}, received {compile!r}")
+    if precision == "bf16":
+        warn_if_emulated(model.parameters() if isinstance(model, nn.Module) else ())
     draws = min(k, max(1, chunk_size // _ROWS))  # of one row in one pass: several rows share their noise-free parts
     score_batch = functools.partial(score, model, precision=precision)
     if k > 1 and dist.is_validation_enabled():

@@ -93,7 +93,8 @@ def fit(
         device: moves the model there; None leaves it where it is.
         compile: ``"compiled"``, ``"replay"`` or ``"eager"``, or ``"auto"`` by the expected length of the run; the same
             numbers at every level, see :func:`pyrovae.compile_step`.
-        precision: ``"float32"``, or ``"bf16"`` for matrix products and convolutions in bfloat16.
+        precision: ``"float32"``, or ``"bf16"`` for matrix products and convolutions in bfloat16, which pays on
+            processors with instructions for it.
         directory: a run is written there: metrics after every epoch, model, weights and manifest at the end.
         progress: the bar on stderr; None shows it on a terminal.
 

@@ -2,7 +2,7 @@
 
 from pyrovae.graphs.capture import Refused
 from pyrovae.graphs.function import Function
-from pyrovae.graphs.half import half_products
+from pyrovae.graphs.half import half_products, warn_if_emulated
 from pyrovae.graphs.inductor import CompilerFailed, compiler
 from pyrovae.graphs.keeping import cuda_devices, kept
 
@@ -21,4 +21,5 @@ __all__ = [
     "cuda_devices",
     "half_products",
     "kept",
+    "warn_if_emulated",
 ]

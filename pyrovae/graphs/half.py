@@ -1,7 +1,8 @@
 """Matrix products and convolutions in half precision, everything else as it was: in a program, or in its graph."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from pyrovae.graphs.capture import trace
 from pyrovae.graphs.nodes import aten, replace, value_of
 from pyrovae.graphs.simplify import simplify
 
-__all__ = ["half_graph", "half_products"]
+__all__ = ["half_graph", "half_products", "warn_if_emulated"]
 
 # terms of a sum, and terms of all sums, below which rounding the factors and the sums costs more than it saves
 _SHORT, _FEW = 64, 2**22
@@ -27,9 +28,21 @@ _PRODUCTS = {  # which arguments are multiplied
     aten.convolution_backward.default: (0, 1, 2),
 }
 _WITHOUT_ADDED = {aten.addmm.default: aten.mm.default, aten.baddbmm.default: aten.bmm.default}
+_NATIVE = ("amx_bf16", "avx512_bf16", "avx10_2", "bf16", "sve_bf16")  # instructions of x86 and ARM
 _ROUNDED = {"dtype": torch.bfloat16}
 _TRANSPOSES = (aten.t.default, aten.transpose.int, aten.permute.default)
 _CONVOLUTIONS = (aten.convolution.default, aten.convolution_backward.default)
+
+
+def warn_if_emulated(parameters: Iterable[Tensor]) -> None:
+    """Say that products in bfloat16 take longer than in float32, where the processor has no instructions for them."""
+    here = all(p.device.type == "cpu" for p in parameters)
+    if here and not any(torch.cpu.get_capabilities().get(name) for name in _NATIVE):
+        warnings.warn(
+            "precision: 'bf16' is slower than 'float32' here: this processor has no instructions for bfloat16, such as "
+            "AMX or AVX512_BF16, and emulates them",
+            stacklevel=4,
+        )
 
 
 @contextlib.contextmanager
