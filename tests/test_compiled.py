@@ -1042,6 +1042,34 @@ def test_kept_heap_can_be_nested_and_ends():
     assert torch.ones(2**20).sum() == 2**20
 
 
+def test_what_changes_no_number_is_left_out_and_signs_of_zero_stay():
+    def program(x):
+        zeros, ones = torch.zeros(3), torch.ones(3)
+        return [x - zeros, x * ones, ones * x, x / ones, x + zeros, x - -zeros]
+
+    x = torch.tensor([-0.0, 0.0, 2.0])
+    function = Function(program, [], [x])
+    for received, expected in zip(function(x), program(x), strict=True):
+        assert torch.equal(received, expected)
+        assert torch.equal(received.signbit(), expected.signbit())
+    assert [n.target.name() for n in _arithmetic(function)] == ["aten::add.Tensor", "aten::sub.Tensor"]
+
+
+def test_large_constants_of_one_number_are_worked_out():
+    def program(x):
+        return [x * -torch.full((len(x), 1), 0.5).expand(x.shape)]
+
+    x = torch.randn(400, 400)
+    function = Function(program, [], [x])
+    assert torch.equal(function(x)[0], program(x)[0])
+    assert [n.target.name() for n in _arithmetic(function)] == ["aten::mul.Tensor"]
+
+
+def _arithmetic(function):
+    names = ("add", "sub", "mul", "div", "neg", "expand")
+    return [n for n in function._graph.graph.nodes if n.op == "call_function" and n.target._opname in names]
+
+
 def test_half_products_leave_other_operations_alone():
     def program(a, b):
         return [(a @ b).exp().sum()]

@@ -4,6 +4,7 @@ A captured graph holds what autograd and Pyro needed in general, such as sums wi
 twice, and costs a few microseconds for every node. Constants are worked out once.
 """
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -151,22 +152,40 @@ def _does_nothing(node: Node) -> Node | None:
     if not args or not isinstance(args[0], (Node, list, tuple)):
         return None
     same: Any = args[0]
-    number = args[1] if len(args) > 1 and isinstance(args[1], (int, float)) else None
-    one = target in (aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.pow.Tensor_Scalar) and number == 1
-    zero = target in (aten.add.Tensor, aten.sub.Tensor) and number == 0 and value_of(node).dim() == 0
     shaped = target in (aten.expand.default, aten.view.default, aten._to_copy.default)
     if target in (aten.any.default, aten.all.default, aten._is_all_true.default) and value_of(same).dim() == 0:
         return same if value_of(same).dtype is torch.bool else None
     if target is aten.cat.default and len(args[0]) == 1:
         same, shaped = args[0][0], True
+    if target is aten.mul.Tensor and _number(same) == 1:
+        same, shaped = args[1], True
     undone = {aten.neg.default: aten.neg.default, aten.t.default: aten.t.default}.get(target)
     if undone is not None and isinstance(same, Node) and same.target is undone:
         return same.args[0]  # pyright: ignore[reportReturnType]
-    if not (one or zero or shaped) or not isinstance(same, Node):
+    if not (shaped or _neutral(node)) or not isinstance(same, Node):
         return None
     new, old = value_of(node), value_of(same)
     alike = isinstance(new, Tensor) and isinstance(old, Tensor) and (new.dtype, new.device) == (old.dtype, old.device)
     return same if alike and new.shape == old.shape and new.stride() == old.stride() else None
+
+
+def _neutral(node: Node) -> bool:
+    """Whether the node multiplies by 1, or adds a 0 that changes no sign of another, but maybe that of a scalar."""
+    number = _number(node.args[1]) if len(node.args) > 1 else None
+    if node.target in (aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.pow.Tensor_Scalar):
+        return number == 1
+    if node.target not in (aten.add.Tensor, aten.sub.Tensor) or number != 0:
+        return False
+    subtracted = node.target is aten.sub.Tensor and math.copysign(1, number) > 0
+    return subtracted or value_of(node).dim() == 0
+
+
+def _number(argument: Any) -> float | None:
+    """What an operand is in every element, if it is the same number everywhere in every run."""
+    if isinstance(argument, Node) and argument.op == "get_attr":
+        value = getattr(argument.graph.owning_module, str(argument.target))
+        return value.flatten()[0].item() if value.is_floating_point() and value.numel() and _equal(value) else None
+    return argument if isinstance(argument, (int, float)) else None
 
 
 def _sign_last(node: Node) -> None:
@@ -212,7 +231,11 @@ def _one_number(node: Node, value: Tensor) -> bool:
     pointwise = all(
         isinstance(u.target, torch._ops.OpOverload) and torch.Tag.pointwise in u.target.tags for u in node.users
     )
-    return pointwise and value.numel() > 1 and bool((value == value.flatten()[0]).all())
+    return pointwise and value.numel() > 1 and _equal(value)
+
+
+def _equal(value: Tensor) -> bool:
+    return bool((value == value.flatten()[:1]).all())
 
 
 def _fold(graph: GraphModule) -> None:
@@ -234,7 +257,8 @@ def _foldable(node: Node, known: dict[Node, Tensor]) -> bool:
     factory, sources, value = node.target in _FACTORIES, node.all_input_nodes, value_of(node)
     if not factory and not (sources and all(n in known for n in sources)):
         return False
-    small = isinstance(value, Tensor) and (factory or value.numel() <= _LARGEST_CONSTANT)
+    alike = factory or all(_equal(known[n]) for n in sources)  # then the result may be one number, however large
+    small = isinstance(value, Tensor) and (alike or value.numel() <= _LARGEST_CONSTANT)
     random = is_random(node) or node.target in EMPTY
     return small and not random and not changes_arguments(node) and not mutated(node)
 
