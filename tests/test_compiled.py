@@ -1137,7 +1137,7 @@ def test_products_of_many_factors_stay_within_float32():
     torch.testing.assert_close(graph(torch.zeros(2, 3200))[0], torch.full((2,), 3200 * np.log(2.0).astype(np.float32)))
 
 
-@pytest.mark.parametrize(("rows", "turned"), [(1, True), (32, True), (33, False)])
+@pytest.mark.parametrize(("rows", "turned"), [(1, False), (15, False), (16, True), (32, True), (33, False)])
 def test_products_of_few_rows_multiply_the_matrix_first(rows, turned):
     x, matrix, small = torch.randn(rows, 400), torch.randn(300, 400), torch.randn(3, 400)
 
@@ -1150,6 +1150,20 @@ def test_products_of_few_rows_multiply_the_matrix_first(rows, turned):
     assert first.count(list(graph.graph.nodes)[1]) == turned
     for received, expected in zip(graph(*inputs), program(*inputs), strict=True):
         torch.testing.assert_close(received, expected, rtol=1e-5, atol=1e-4)
+        assert received.stride() == expected.stride()
+
+
+@needs_compiler
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("rows", [5, 20])
+def test_few_rows_of_a_large_network_are_compiled_with_particles(rows):
+    """What a product of few rows is turned into can be viewed as the product itself."""
+    torch.manual_seed(0)
+    q = pv.Normal(50, context=100, net=functools.partial(pv.MLP, hidden=(200,)))
+    vae, x = pv.VAE(pv.StandardNormal(50), pv.Bernoulli(100, context=50), q), torch.rand(rows, 100).round()
+    step = step_of(vae, pv.IWAE(k=4), "compiled")
+    step(x)
+    assert step.level == "compiled"
 
 
 @needs_compiler

@@ -1,5 +1,6 @@
 """Densities that integrate to one at the extremes, draws that follow them, and gradients that stay finite."""
 
+import contextlib
 import math
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import nn
 from torch.distributions import kl_divergence
 
 import pyrovae as pv
-from pyrovae.distributions import CalibratedNormal, ContinuousBernoulli, NormalMixture, mixture, score
+from pyrovae.distributions import CalibratedNormal, ContinuousBernoulli, NormalMixture, mixture, score, whole
 
 RARE = 2e-5  # a goodness-of-fit test may fail this often
 LOGITS = [0.0, 1e-4, 9e-4, 1.1e-3, 0.019, 0.021, 0.099, 0.101, 1.0, 15.0, 16.0, 20.0, 60.0, 200.0, 500.0]
@@ -352,13 +353,14 @@ def exact_bernoulli(logits, x):
 @pytest.mark.parametrize("size", [1, 3, 64, 97, 98, 99, 784, 1000])
 @pytest.mark.parametrize("spread", [0.0, 1e-6, 0.1, 1.0, 5.0, 30.0, 87.0, 1e2, 1e4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_score_of_binary_data_is_exact(size, spread, dtype):
+@pytest.mark.parametrize("form", [contextlib.nullcontext, whole])
+def test_score_of_binary_data_is_exact(size, spread, dtype, form):
     torch.manual_seed(size)
     logits = spread * torch.randn(7, size, dtype=dtype)
     fitting = (logits > 0).to(dtype)
     for x in (fitting, 1 - fitting, torch.rand(7, size).round().to(dtype), torch.rand(size).round().to(dtype)):
         d = dist.Bernoulli(logits=logits).to_event(1)
-        with torch.no_grad():
+        with torch.no_grad(), form():
             value = score(d, x)
         assert value.dtype == dtype
         exact, unit = exact_bernoulli(logits, x), torch.finfo(dtype).eps

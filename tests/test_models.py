@@ -1,6 +1,7 @@
 """A model is an ordinary Pyro program: everything Pyro offers works on it, and several live in one process."""
 
 import copy
+import functools
 import math
 import shutil
 
@@ -347,11 +348,14 @@ def test_a_parameter_that_breaks_at_a_late_draw_is_named():
         pv.log_marginal(Late(), torch.zeros(5, 200), k=3, chunk_size=3)
 
 
+@pytest.mark.filterwarnings("error:inductor failed")
+@pytest.mark.parametrize("latent", [2, 50])
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
-def test_log_marginal_gives_the_same_at_every_level(precision):
+def test_log_marginal_gives_the_same_at_every_level(precision, latent):
     """One noise: a captured pass gives what the program gives, a ragged last batch included."""
     torch.manual_seed(0)
-    vae = pv.VAE(pv.StandardNormal(2), pv.Bernoulli(30, context=2), pv.Normal(2, context=30))
+    q = pv.Normal(latent, context=30, net=functools.partial(pv.MLP, hidden=(200,)))
+    vae = pv.VAE(pv.StandardNormal(latent), pv.Bernoulli(30, context=latent), q)
     x = (torch.rand(23, 30) > 0.5).float()
     options = {"k": 50, "chunk_size": 250, "precision": precision}
     eager = pv.log_marginal(vae, x, compile="eager", **options).values
@@ -362,6 +366,21 @@ def test_log_marginal_gives_the_same_at_every_level(precision):
     assert torch.equal(eager, pv.log_marginal(vae, x, compile="eager", **options).values)
     with pytest.raises(pv.ConfigError, match="compile: expected one of auto, compiled, replay, eager"):
         pv.log_marginal(vae, x, compile="fast")
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="needs a C++ compiler")
+def test_log_marginal_says_that_a_compiler_failed(monkeypatch):
+    from pyrovae.graphs import CompilerFailed
+
+    def fail(*_):
+        raise CompilerFailed("out of order")
+
+    monkeypatch.setattr("pyrovae.graphs.function.compile_graph", fail)
+    vae = pv.VAE(pv.StandardNormal(2), pv.Bernoulli(30, context=2), pv.Normal(2, context=30))
+    x = (torch.rand(7, 30) > 0.5).float()
+    with pytest.warns(UserWarning, match="inductor failed.*out of order"):
+        values = pv.log_marginal(vae, x, k=20, compile="compiled").values
+    torch.testing.assert_close(values, pv.log_marginal(vae, x, k=20, compile="eager").values)
 
 
 def test_log_marginal_of_a_program_that_cannot_be_captured():

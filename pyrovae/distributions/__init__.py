@@ -3,6 +3,15 @@
 from pyrovae.distributions.basics import center, positive
 from pyrovae.distributions.continuous_bernoulli import ContinuousBernoulli
 from pyrovae.distributions.normal import CalibratedNormal, NormalMixture, mixture
-from pyrovae.distributions.scoring import score
+from pyrovae.distributions.scoring import score, whole
 
-__all__ = ["CalibratedNormal", "ContinuousBernoulli", "NormalMixture", "center", "mixture", "positive", "score"]
+__all__ = [
+    "CalibratedNormal",
+    "ContinuousBernoulli",
+    "NormalMixture",
+    "center",
+    "mixture",
+    "positive",
+    "score",
+    "whole",
+]

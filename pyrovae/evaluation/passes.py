@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor, nn
 
-from pyrovae.distributions import score
+from pyrovae.distributions import score, whole
 from pyrovae.errors import ConfigError, DataError
 from pyrovae.graphs import (
     LEVELS,
@@ -138,10 +139,13 @@ class _Pass:
         self.shapes = [b.shape for b in batch]
         devices = cuda_devices([*self.tensors, *batch])
         try:
-            graph = Function(lambda *data: self.log_probs(*data, k=k), self.tensors or [torch.zeros(())], batch)
+            with whole() if self.level == "compiled" else contextlib.nullcontext():
+                graph = Function(lambda *data: self.log_probs(*data, k=k), self.tensors or [torch.zeros(())], batch)
             if self.level == "compiled":
-                with contextlib.suppress(CompilerFailed):
+                try:
                     graph.compile(batch)
+                except CompilerFailed as error:
+                    warnings.warn(f"inductor failed, captured passes are replayed instead: {error}", stacklevel=2)
             with kept((), devices):
                 expected = self.log_probs(*batch, k=k)
             with kept((), devices):

@@ -38,7 +38,7 @@ _register(
 _register("expand view", Tensor, elementwise=False)
 _register("softplus", torch.nn.functional, elementwise=False)
 _BIG = 2**14  # elements from which fresh memory costs more than the longer call
-_FEW = 32  # rows up to which a product with a large transposed matrix takes long, however few they are
+_FEW = range(16, 33)  # rows of which a product with a large transposed matrix takes longer than it need
 
 
 def reuse(graph: GraphModule) -> GraphModule:
@@ -116,9 +116,10 @@ def biases_apart(graph: GraphModule) -> GraphModule:
 
 
 def matrix_first(graph: GraphModule) -> GraphModule:
-    """``x W'`` of few rows x as ``(W x')'``, in place.
+    """``x W'`` of few rows x as ``(W x')'``, in place and with the strides it had: what follows may view it.
 
-    MKL rearranges the large matrix when it comes second and transposed, which takes longer than the product itself.
+    MKL rearranges the large matrix when it comes second and transposed, which takes longer than the product itself. Of
+    fewer rows than a processor's vectors have numbers, what follows would lose more by going along the columns.
 
     Returns:
         The same object.
@@ -129,7 +130,7 @@ def matrix_first(graph: GraphModule) -> GraphModule:
             continue
         few, matrix = value_of(rows), value_of(transposed.args[0])
         plain = few.is_contiguous() and matrix.is_contiguous() and few.dtype is torch.float32
-        if plain and few.device.type == "cpu" and len(few) <= _FEW and matrix.numel() >= _BIG:
+        if plain and few.device.type == "cpu" and len(few) in _FEW and matrix.numel() >= _BIG:
             rewrite(node, _matrix_first, rows, transposed.args[0])
     graph.graph.eliminate_dead_code()
     graph.recompile()
@@ -137,7 +138,8 @@ def matrix_first(graph: GraphModule) -> GraphModule:
 
 
 def _matrix_first(x: Any, matrix: Any) -> Any:
-    return aten.t.default(aten.mm.default(matrix, aten.t.default(x)))
+    turned = aten.t.default(aten.mm.default(matrix, aten.t.default(x)))
+    return aten.clone.default(turned, memory_format=torch.contiguous_format)
 
 
 def exact_expm1(graph: GraphModule) -> GraphModule:
