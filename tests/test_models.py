@@ -314,7 +314,7 @@ def test_bf16_reaches_every_network_and_no_log_prob(net, monkeypatch):
     x = torch.rand(150, 1, 8, 8).round()  # fewer have nothing to gain
     exact, half = pv.elbo_terms(vae, x, k=5), pv.elbo_terms(vae, x, k=5, precision="bf16")
     assert set(seen) == {(torch.float32, torch.float32)}
-    assert (half.elbo != exact.elbo).all()
+    assert (half.elbo != exact.elbo).float().mean() > 0.9  # a row can round to the same number by chance
     torch.testing.assert_close(half.elbo, exact.elbo, rtol=1e-2, atol=0.2)
 
 
